@@ -1,0 +1,171 @@
+"""The program on every node: train on the node's own data, evaluate on its own test split."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# Before torch is imported: waiting threads that spin slow down everybody who shares the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if Path(sys.argv[0]).name.startswith("flwr-simulation"):
+    # Ray workers put the current folder first on their path. Unless that is this very app, they would
+    # import whatever checkout the SuperLink was started in.
+    os.environ.setdefault("FEDKRON_START_DIRECTORY", str(Path.cwd()))
+    os.chdir(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from clients import training
+from clients.batches import tokenize
+from clients.node import Node, this_node
+from clients.worker import Worker, load_worker
+from fedkron.adapters import adapter_layout, adapter_state, load_adapter_state
+from fedkron.base import TaskModel
+from fedkron.errors import ConfigError, ContractError
+from fedkron.exchange import HeadFile, save_head
+from fedkron.flower import ORIGIN, compressed_exchange
+from fedkron.flower.wire import to_arrays, to_state
+from fedkron.layout import HEAD_BIAS, HEAD_WEIGHT, AdapterLayout, State
+from fedkron.rundir import HEAD
+from fedkron.settings import Settings
+
+ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+LOCAL_HEAD, HEAD_ONLY = "fedkron.head", "fedkron.head-only"
+
+app = ClientApp(mods=[compressed_exchange])
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Fine-tune the received adapter and this node's head; answer with the adapter."""
+    settings, node, worker = _setup(context)
+    layout, model = _model(message, context, settings, node, worker)
+    examples = tokenize(node.task.train, worker.tokenizer, settings.train.max_length)
+    # A seed of its own for every node and round, the same in every run.
+    seed = _seed(settings.seed, node.partition, _round(message))
+    loss = training.train(model, examples, settings.train, worker.pad_id, seed)
+    if settings.head == "local":
+        _keep_head(context, node, layout, model)
+    metrics = MetricRecord({"loss": loss, "num-examples": len(examples)})
+    content = RecordDict({ARRAYS: to_arrays(_state(model, layout)), METRICS: metrics, ORIGIN: _origin(node)})
+    return Message(content, reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    """Measure the received adapter with this node's head on this node's test split."""
+    settings, node, worker = _setup(context)
+    _, model = _model(message, context, settings, node, worker)
+    examples = tokenize(node.task.test, worker.tokenizer, settings.train.max_length)
+    result = training.evaluate(model, examples, worker.pad_id)
+    metrics = MetricRecord(
+        {
+            "accuracy": result.accuracy,
+            "loss": result.loss,
+            "head-only-accuracy": _head_only_accuracy(context, settings, node, worker),
+            "majority": node.task.majority,
+            "num-examples": len(examples),
+        }
+    )
+    return Message(RecordDict({METRICS: metrics, ORIGIN: _origin(node)}), reply_to=message)
+
+
+def _setup(context: Context) -> tuple[Settings, Node, Worker]:
+    settings = Settings.from_run_config(context.run_config)
+    node = this_node(context.node_config, settings, context.run_id)
+    if settings.head == "shared" and node.task.labels != settings.shared_labels:
+        raise ConfigError(
+            f"run-config key 'head-labels' is {settings.head_labels!r}, but task {node.task.name!r} of node "
+            f"{node.partition} has the labels {','.join(node.task.labels) or 'none (multiple choice)'}: "
+            "a head can be shared only by tasks with the same labels"
+        )
+    return settings, node, load_worker(settings.base, settings.adapter, settings.device)
+
+
+def _model(
+    message: Message, context: Context, settings: Settings, node: Node, worker: Worker
+) -> tuple[AdapterLayout, TaskModel]:
+    """This node's model: the received adapter on the base, and the head (kept, shared, or new)."""
+    layout = adapter_layout(worker.adapted, worker.fingerprint)
+    if settings.shared_head_outputs:
+        layout = layout.with_head(settings.shared_head_outputs, worker.hidden_size)
+    contract = message.content.config_records[CONFIG].get("contract")
+    if contract != layout.contract:
+        raise ContractError(
+            f"the server's adapter has contract {str(contract)[:12]}…, this node's base {settings.base!r} "
+            f"needs {layout.contract[:12]}…: use the same base weights and adapter settings everywhere"
+        )
+    received = to_state(message.content.array_records[ARRAYS])
+    model = worker.task_model(len(node.task.labels) or 1)
+    if layout.has_head:
+        _set_head(model, received.pop(HEAD_WEIGHT), received.pop(HEAD_BIAS))
+    elif LOCAL_HEAD in context.state:
+        kept = to_state(context.state.array_records[LOCAL_HEAD])
+        _set_head(model, kept[HEAD_WEIGHT], kept[HEAD_BIAS])
+    load_adapter_state(model.backbone, received)
+    return layout, model
+
+
+def _state(model: TaskModel, layout: AdapterLayout) -> State:
+    state = adapter_state(model.backbone)
+    return state | _head_state(model) if layout.has_head else state
+
+
+def _head_state(model: TaskModel) -> State:
+    return {
+        HEAD_WEIGHT: model.head.weight.detach().cpu().numpy().copy(),
+        HEAD_BIAS: model.head.bias.detach().cpu().numpy().copy(),
+    }
+
+
+def _set_head(model: TaskModel, weight: np.ndarray, bias: np.ndarray) -> None:
+    with torch.no_grad():
+        model.head.weight.copy_(torch.from_numpy(np.array(weight)))
+        model.head.bias.copy_(torch.from_numpy(np.array(bias)))
+
+
+def _keep_head(context: Context, node: Node, layout: AdapterLayout, model: TaskModel) -> None:
+    """The head of a task never leaves its node: it stays in Flower's state and on this node's disk."""
+    state = _head_state(model)
+    context.state[LOCAL_HEAD] = ArrayRecord({name: Array(values) for name, values in state.items()})
+    task = node.task
+    head = HeadFile(state[HEAD_WEIGHT], state[HEAD_BIAS], task.name, task.kind, task.labels, layout.contract)
+    save_head(node.directory / HEAD, head)
+
+
+def _head_only_accuracy(context: Context, settings: Settings, node: Node, worker: Worker) -> float:
+    """Measured once per node, then remembered: it does not depend on the federation."""
+    if HEAD_ONLY not in context.state:
+        train_examples, test_examples = (
+            tokenize(part, worker.tokenizer, settings.train.max_length)
+            for part in (node.task.train, node.task.test)
+        )
+        result = training.evaluate_head_only(
+            worker.bare,
+            train_examples,
+            test_examples,
+            len(node.task.labels) or 1,
+            settings.train,
+            worker.pad_id,
+            epochs=settings.num_server_rounds * settings.train.epochs,
+            seed=_seed(settings.seed, node.partition, 0),
+        )
+        context.state[HEAD_ONLY] = MetricRecord({"accuracy": result.accuracy})
+    return float(context.state.metric_records[HEAD_ONLY]["accuracy"])  # type: ignore[arg-type]
+
+
+def _origin(node: Node) -> ConfigRecord:
+    return ConfigRecord({"task": node.task.name, "partition": node.partition})
+
+
+def _round(message: Message) -> int:
+    return int(message.content.config_records[CONFIG]["server-round"])  # type: ignore[arg-type]
+
+
+def _seed(seed: int, partition: int, round_: int) -> int:
+    return int(np.random.SeedSequence([seed, partition, round_]).generate_state(1)[0])

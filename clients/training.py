@@ -1,0 +1,149 @@
+"""Local fine-tuning on one node: the factors and the head learn, the base does not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from clients.batches import Batch, Tokenized, evaluation_batches, scores, training_batches
+from fedkron.base import TaskModel, text_features
+from fedkron.errors import ConfigError
+from fedkron.settings import TrainSettings
+
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Share of right answers in [0, 1] and mean cross-entropy in nats, on a test split."""
+
+    accuracy: float
+    loss: float
+
+
+def choose_device(setting: str) -> torch.device:
+    """`auto` takes CUDA where there is a GPU; `ConfigError` when CUDA is asked for and missing."""
+    if setting == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("run-config key 'device' is 'cuda', but this node has no CUDA GPU: use 'auto'")
+    use_cuda = setting == "cuda" or (setting == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
+    """bf16 autocast on a GPU that has it, else fp16 there; full precision on a CPU."""
+    return torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda")
+
+
+def train(
+    model: TaskModel, examples: Sequence[Tokenized], settings: TrainSettings, pad_id: int, seed: int
+) -> float:
+    """Fine-tune the trainable parameters of `model` in place; returns the mean loss of the last epoch.
+
+    AdamW, with one learning rate for the head and one for the factors. Same seed, same result.
+    """
+    device = next(model.parameters()).device
+    head = list(model.head.parameters())
+    factors = [p for p in model.backbone.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": factors, "lr": settings.learning_rate},
+            {"params": head, "lr": settings.head_learning_rate},
+        ],
+        weight_decay=settings.weight_decay,
+    )
+    scaler = torch.amp.GradScaler(
+        device.type, enabled=_half(device) == torch.float16 and device.type == "cuda"
+    )
+    torch.manual_seed(seed)
+    model.train()
+    total = 0.0
+    for epoch in range(settings.epochs):
+        total = 0.0
+        for batch in training_batches(examples, settings.batch_size, pad_id, seed + epoch, device):
+            with mixed_precision(device):
+                loss = _loss(model(batch.input_ids, batch.attention_mask), batch)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            total += loss.item() * len(batch.counts)
+    model.eval()
+    return total / len(examples)
+
+
+@torch.inference_mode()
+def evaluate(model: TaskModel, examples: Sequence[Tokenized], pad_id: int) -> Evaluation:
+    """Accuracy and loss of `model` on examples."""
+    device = next(model.parameters()).device
+    model.eval()
+
+    def scored() -> Iterable[tuple[Tensor, Batch]]:
+        for batch in evaluation_batches(examples, EVALUATION_BATCH, pad_id, device):
+            with mixed_precision(device):
+                yield model(batch.input_ids, batch.attention_mask), batch
+
+    return _evaluation(scored())
+
+
+def evaluate_head_only(
+    backbone: nn.Module,
+    train_examples: Sequence[Tokenized],
+    test_examples: Sequence[Tokenized],
+    outputs: int,
+    settings: TrainSettings,
+    pad_id: int,
+    *,
+    epochs: int,
+    seed: int,
+) -> Evaluation:
+    """What the frozen base reaches with a trained head alone: the honest "before" of an adapter.
+
+    Give it as many epochs as the adapter gets. The base's features are computed only once.
+    """
+    device = next(backbone.parameters()).device
+    head = TaskModel(backbone, outputs).head.to(device)
+    with torch.no_grad(), mixed_precision(device):
+        train_set, test_set = (
+            [
+                (text_features(backbone, b.input_ids, b.attention_mask).float(), b)
+                for b in evaluation_batches(part, settings.batch_size, pad_id, device)
+            ]
+            for part in (train_examples, test_examples)
+        )
+    optimizer = torch.optim.AdamW(
+        head.parameters(), settings.head_learning_rate, weight_decay=settings.weight_decay
+    )
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for index in torch.randperm(len(train_set), generator=order).tolist():
+            features, batch = train_set[index]
+            loss = _loss(head(features), batch)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    with torch.inference_mode():
+        return _evaluation((head(features), batch) for features, batch in test_set)
+
+
+def _evaluation(scored: Iterable[tuple[Tensor, Batch]]) -> Evaluation:
+    right = seen = 0
+    loss = 0.0
+    for logits, batch in scored:
+        answers = scores(logits.float(), batch)
+        right += int((answers.argmax(-1) == batch.targets).sum())
+        loss += nn.functional.cross_entropy(answers, batch.targets, reduction="sum").item()
+        seen += len(batch.counts)
+    return Evaluation(right / seen, loss / seen)
+
+
+def _loss(logits: Tensor, batch: Batch) -> Tensor:
+    return nn.functional.cross_entropy(scores(logits.float(), batch), batch.targets)
+
+
+def _half(device: torch.device) -> torch.dtype:
+    has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float16

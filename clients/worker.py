@@ -1,0 +1,51 @@
+"""The model in a client process: loaded once, then reused for every node and round it serves."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import nn
+
+from clients.training import choose_device
+from fedkron.adapters import attach
+from fedkron.base import TaskModel, load_base
+from fedkron.settings import AdapterSettings
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A base with and without adapter (the frozen weights are shared), and what goes with it."""
+
+    bare: nn.Module
+    adapted: nn.Module
+    tokenizer: Any
+    fingerprint: str
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self.bare.config.hidden_size)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills up short texts."""
+        return int(self.tokenizer.pad_token_id)
+
+    def task_model(self, outputs: int) -> TaskModel:
+        """The adapted base with a fresh head, on the base's device."""
+        return TaskModel(self.adapted, outputs).to(next(self.adapted.parameters()).device)
+
+
+@lru_cache(maxsize=1)
+def load_worker(base: str, adapter: AdapterSettings, device: str) -> Worker:
+    """Load the base and attach the adapter."""
+    loaded = load_base(base)
+    bare = loaded.backbone.to(choose_device(device))
+    # A copy of the module tree only: the weights are frozen, so both can use the same tensors.
+    shared = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
+    adapted = attach(copy.deepcopy(bare, shared), adapter.spec())
+    return Worker(bare, adapted, loaded.tokenizer, loaded.fingerprint)

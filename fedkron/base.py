@@ -1,0 +1,124 @@
+"""The base: a pretrained transformer, frozen everywhere, and the small task head on top of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from fedkron.demo import resolve_base
+from fedkron.errors import ConfigError
+
+FEATURE_NORM = 10.0
+"""Length of the feature vector that the head sees: lets a head with zero weights learn in few steps."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """A loaded base: `backbone` gives hidden states, `name` is the id or path it came from."""
+
+    name: str
+    backbone: nn.Module
+    tokenizer: Any
+    fingerprint: str
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self.backbone.config.hidden_size)
+
+
+def load_base(name: str) -> Base:
+    """Load backbone, tokenizer and fingerprint of a `transformers` model (float32, CPU, eval mode).
+
+    `name` is a Hub id, a folder, or `demo:all-minilm-l6-v2`. Raises `ConfigError` when there is no such
+    model, or it cannot be reached.
+    """
+    source = resolve_base(name)
+    transformers_logging.disable_progress_bar()
+    try:
+        backbone = AutoModel.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise _no_such_base(name, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    backbone = _without_pooler(backbone).eval()
+    return Base(name, backbone, tokenizer, fingerprint(backbone))
+
+
+def empty_backbone(name: str) -> nn.Module:
+    """The backbone on the meta device, from its configuration alone: shapes, but no weights.
+
+    Raises `ConfigError` like `load_base`.
+    """
+    try:
+        config = AutoConfig.from_pretrained(resolve_base(name))
+    except (OSError, ValueError) as error:
+        raise _no_such_base(name, error) from error
+    with torch.device("meta"):
+        return _without_pooler(AutoModel.from_config(config))
+
+
+def fingerprint(backbone: nn.Module) -> str:
+    """SHA-256 (hex) over names, dtypes, shapes and bytes of all weights, sorted by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(backbone.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        # Reinterpreted as bytes: numpy has no bfloat16.
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean of the hidden states (batch, sequence, hidden) over the real tokens: (batch, hidden)."""
+    mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def text_features(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Mean-pooled hidden states, scaled to length `FEATURE_NORM`: (batch, hidden)."""
+    hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+    return FEATURE_NORM * nn.functional.normalize(mean_pool(hidden, attention_mask), dim=-1)
+
+
+class TaskModel(nn.Module):
+    """A backbone with a linear head that starts at zero.
+
+    The head has one output per label (classification), or a single one, the score of a choice
+    (multiple choice).
+    """
+
+    def __init__(self, backbone: nn.Module, outputs: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(int(backbone.config.hidden_size), outputs)  # type: ignore[union-attr, arg-type]
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits (batch, outputs) for token ids and mask, both (batch, sequence)."""
+        logits: Tensor = self.head(text_features(self.backbone, input_ids, attention_mask))
+        return logits
+
+
+def _without_pooler(backbone: nn.Module) -> nn.Module:
+    # BERT-like poolers feed a head that we do not use: an adapter on them would travel but never learn.
+    if getattr(backbone, "pooler", None) is not None:
+        backbone.pooler = None
+    return backbone
+
+
+def _no_such_base(name: str, error: Exception) -> ConfigError:
+    found = "the folder exists" if Path(name).is_dir() else "no such folder here"
+    first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return ConfigError(
+        f"base {name!r} cannot be loaded ({found}; {first_line}): give a Hub id that can be reached, "
+        "a folder saved by save_pretrained, or demo:all-minilm-l6-v2"
+    )

@@ -1,0 +1,258 @@
+"""Graph surgery: an adapter is folded into an exported base, or gets a slot beside its weights.
+
+Both work on what `fedkron.edge.features.export_features` returns, with the `onnx` package alone, and
+change the model in place.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from fedkron.edge.slot import factor_size
+from fedkron.errors import BundleError, ContractError
+from fedkron.layout import AdapterLayout, ModuleLayout, State
+
+try:
+    from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+except ImportError as error:
+    raise ImportError("exporting needs onnx and onnxscript: pip install 'fedkron[export]'") from error
+
+INPUTS = ("input_ids", "attention_mask")
+FEATURES, SLOT, LOGITS = "features", "slot", "logits"
+
+LAYER = "fedkron.layer"
+"""Metadata key of a linear layer's node; the value is the layer's dotted path in the base."""
+
+Array = npt.NDArray[np.float32]
+
+
+def weight_name(node: NodeProto) -> str | None:
+    """Name of the matrix that a MatMul or Gemm multiplies with from the right, None for other nodes."""
+    return node.input[1] if node.op_type in ("MatMul", "Gemm") else None
+
+
+def fold_adapter(model: ModelProto, layout: AdapterLayout, state: State) -> None:
+    """Add every layer's ΔW to its weight: the graph computes the adapted features at the base's cost.
+
+    The sum is taken in float64. A weight that other nodes use too (tied) keeps its old value for them.
+    Raises `BundleError` for a layer that the graph lacks, `ContractError` for one of another size.
+    """
+    layers = _adapted_nodes(model, layout)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    for module in layout.modules:
+        delta = _delta(module, state)
+        for node in layers[module.path]:
+            name = f"{module.path}.merged"
+            if name not in weights:
+                old = numpy_helper.to_array(weights[node.input[1]])
+                new = old + (delta if _is_transposed(node) else delta.T)
+                weights[name] = numpy_helper.from_array(np.ascontiguousarray(new, np.float32), name)
+            node.input[1] = name
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for name, tensor in weights.items() if name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def insert_slot(model: ModelProto, layout: AdapterLayout, hidden: int) -> None:
+    """Give the graph an input `slot` for an adapter and a head, and an output `logits`.
+
+    `slot` is a float32 vector: the factors in wire order, then per output of the head a row of `hidden`
+    weights and its bias (`fedkron.edge.slot.slot_vector`). Its length is dynamic, so that one graph
+    serves heads with different numbers of labels; `logits` is (batch, labels). Raises like `fold_adapter`.
+
+    A layer computes (I⊗B1)·(A⊗I)·(I⊗B2)·x, which is (A⊗B1·B2)·x by the mixed-product rule. A⊗I_r is tiny
+    and made for all layers at once: three plain matrix products per layer, none of them batched.
+    """
+    _adapted_nodes(model, layout)
+    ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in model.graph.value_info}
+    graph = _Builder(model.graph)
+    factors, head = _split_slot(graph, layout)
+    mixing = _mixing_matrices(graph, layout)
+    modules = {module.path: module for module in layout.modules}
+
+    for node in model.graph.node:
+        graph.nodes.append(node)
+        module = modules.get(_layer(node))
+        if module is None:
+            continue
+        x, y = node.input[0], node.output[0]
+        leading = [0] * (ranks[y] - 1)  # to ONNX's Reshape, 0 means: as it was
+        node.output[0] = f"{y}.base"
+        if module.kind == "kron_lora":
+            change = _kron_lora(graph, module, x, leading, factors, mixing[module.path])
+        else:
+            change = _lora(graph, module, x, factors)
+        graph.add("Add", node.output[0], change, output=y)
+
+    rows = graph.reshape(head, [-1, hidden + 1])
+    weight, bias = graph.split(rows, graph.constant([hidden, 1]), 2, axis=1)
+    graph.add("Gemm", FEATURES, weight, graph.reshape(bias, [-1]), output=LOGITS, transB=1)
+    graph.finish()
+    model.graph.input.append(helper.make_tensor_value_info(SLOT, TensorProto.FLOAT, ["slot_size"]))
+    _set_output(model, "labels")
+
+
+def attach_head(model: ModelProto, weight: Array, bias: Array) -> None:
+    """Put a head, `weight` (labels, hidden) and `bias` (labels), on the features: output `logits`."""
+    graph = _Builder(model.graph)
+    graph.nodes.extend(model.graph.node)
+    graph.add("Gemm", FEATURES, graph.constant(weight), graph.constant(bias), output=LOGITS, transB=1)
+    graph.finish()
+    _set_output(model, len(bias))
+
+
+class _Builder:
+    """Collects nodes in order, under fresh names; `finish` puts them into the graph."""
+
+    def __init__(self, graph: GraphProto) -> None:
+        self.graph = graph
+        self.nodes: list[NodeProto] = []
+        self._fresh = 0
+
+    def name(self) -> str:
+        self._fresh += 1
+        return f"fedkron_{self._fresh}"
+
+    def constant(self, values: Array | list[int]) -> str:
+        array = np.array(values, np.int64) if isinstance(values, list) else np.ascontiguousarray(values)
+        name = self.name()
+        self.graph.initializer.append(numpy_helper.from_array(array, name))
+        return name
+
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: int | list[int]) -> str:
+        output = output or self.name()
+        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
+        return output
+
+    def reshape(self, tensor: str, shape: list[int]) -> str:
+        return self.add("Reshape", tensor, self.constant(shape))
+
+    def transposed(self, vector: str, shape: tuple[int, ...]) -> str:
+        """A vector as a matrix of this shape, transposed (ONNX Runtime fuses it into the product)."""
+        return self.add("Transpose", self.reshape(vector, list(shape)), perm=[1, 0])
+
+    def split(self, tensor: str, sizes: str, count: int, axis: int) -> list[str]:
+        outputs = [self.name() for _ in range(count)]
+        self.nodes.append(helper.make_node("Split", [tensor, sizes], outputs, name=outputs[0], axis=axis))
+        return outputs
+
+    def finish(self) -> None:
+        nodes = list(self.nodes)
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+
+
+def _split_slot(graph: _Builder, layout: AdapterLayout) -> tuple[dict[str, str], str]:
+    """The vectors in the slot: factors by tensor name, and what remains for the head."""
+    factors = [tensor for tensor in layout.tensors if tensor not in layout.dense]
+    total = graph.add("Shape", SLOT)
+    remaining = graph.add("Sub", total, graph.constant([factor_size(layout)]))
+    sizes = graph.add("Concat", graph.constant([f.size for f in factors]), remaining, axis=0)
+    *vectors, head = graph.split(SLOT, sizes, len(factors) + 1, axis=0)
+    return dict(zip((f.name for f in factors), vectors, strict=True)), head
+
+
+def _mixing_matrices(graph: _Builder, layout: AdapterLayout) -> dict[str, str]:
+    """(α/r) · (A⊗I_r)ᵀ, (d_A1·r, d_A2·r), of each Kron-LoRA layer by path."""
+    starts, start = {}, 0
+    for tensor in layout.tensors:
+        starts[tensor.name] = start
+        start += tensor.size
+    groups: dict[tuple[int, int, int], list[ModuleLayout]] = defaultdict(list)
+    for module in layout.modules:
+        if module.kind == "kron_lora":
+            shapes = _shapes(module)
+            groups[*shapes["A"], shapes["B2"][0]].append(module)
+
+    matrices: dict[str, str] = {}
+    for (d_a2, d_a1, rank), modules in groups.items():
+        # Where each Aᵀ lies in the slot: one Gather fetches them all.
+        within = np.arange(d_a2 * d_a1).reshape(d_a2, d_a1).T.reshape(1, d_a1, 1, d_a2, 1)
+        offsets = np.array([starts[module.tensor_name("A")] for module in modules])
+        A = graph.add("Gather", SLOT, graph.constant(within + offsets.reshape(-1, 1, 1, 1, 1)))
+        scales = np.array([module.scale for module in modules], np.float32).reshape(-1, 1, 1, 1, 1)
+        identity = np.eye(rank, dtype=np.float32).reshape(1, 1, rank, 1, rank)
+        stacked = graph.reshape(graph.add("Mul", A, graph.constant(scales * identity)), [-1, d_a2 * rank])
+        rows = graph.constant([d_a1 * rank] * len(modules))
+        parts = graph.split(stacked, rows, len(modules), axis=0)
+        matrices |= zip((module.path for module in modules), parts, strict=True)
+    return matrices
+
+
+def _kron_lora(
+    graph: _Builder, module: ModuleLayout, x: str, leading: list[int], factors: dict[str, str], mixing: str
+) -> str:
+    shapes = _shapes(module)
+    (d_a2, d_a1), B1, B2 = shapes["A"], shapes["B1"], shapes["B2"]
+    rank = B2[0]
+    X = graph.reshape(x, [*leading, d_a1, B2[1]])
+    U = graph.add("MatMul", X, graph.transposed(factors[module.tensor_name("B2")], B2))
+    V = graph.add("MatMul", graph.reshape(U, [*leading, d_a1 * rank]), mixing)
+    B1_transposed = graph.transposed(factors[module.tensor_name("B1")], B1)
+    Y = graph.add("MatMul", graph.reshape(V, [*leading, d_a2, rank]), B1_transposed)
+    return graph.reshape(Y, [*leading, d_a2 * B1[0]])
+
+
+def _lora(graph: _Builder, module: ModuleLayout, x: str, factors: dict[str, str]) -> str:
+    shapes = _shapes(module)
+    lora_A, lora_B = (
+        graph.transposed(factors[module.tensor_name(name)], shapes[name]) for name in ("lora_A", "lora_B")
+    )
+    U = graph.add("Mul", graph.add("MatMul", x, lora_A), graph.constant(np.float32([module.scale])))
+    return graph.add("MatMul", U, lora_B)
+
+
+def _delta(module: ModuleLayout, state: State) -> npt.NDArray[np.float64]:
+    """ΔW, (d_out, d_in)."""
+    factor = {f.name: state[module.tensor_name(f.name)].astype(np.float64) for f in module.factors}
+    if module.kind == "kron_lora":
+        return module.scale * np.kron(factor["A"], factor["B1"] @ factor["B2"])
+    product: npt.NDArray[np.float64] = module.scale * (factor["lora_B"] @ factor["lora_A"])
+    return product
+
+
+def _adapted_nodes(model: ModelProto, layout: AdapterLayout) -> Mapping[str, list[NodeProto]]:
+    """The nodes of every layer in the layout, checked; a layer that is called repeatedly has several."""
+    layers: dict[str, list[NodeProto]] = defaultdict(list)
+    for node in model.graph.node:
+        layers[_layer(node)].append(node)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for module in layout.modules:
+        if module.path not in layers:
+            raise BundleError(
+                f"layer {module.path!r} is not in the exported graph (the exporter may have folded it away): "
+                "train an adapter whose targets leave it out"
+            )
+        for node in layers[module.path]:
+            shape = shapes[node.input[1]]
+            size = shape if _is_transposed(node) else shape[::-1]
+            if size != module.weight_shape:
+                raise ContractError(
+                    f"layer {module.path!r} is {list(size)} in the graph, "
+                    f"{list(module.weight_shape)} in the adapter's layout"
+                )
+    return layers
+
+
+def _layer(node: NodeProto) -> str:
+    return next((entry.value for entry in node.metadata_props if entry.key == LAYER), "")
+
+
+def _is_transposed(node: NodeProto) -> bool:
+    """Whether the weight is stored as (d_out, d_in), as in torch, rather than (d_in, d_out)."""
+    return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+
+
+def _shapes(module: ModuleLayout) -> dict[str, tuple[int, ...]]:
+    return {factor.name: factor.shape for factor in module.factors}
+
+
+def _set_output(model: ModelProto, labels: int | str) -> None:
+    logits: ValueInfoProto = helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", labels])
+    del model.graph.output[:]
+    model.graph.output.append(logits)

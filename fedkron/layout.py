@@ -1,0 +1,208 @@
+"""The wire layout of an adapter: which tensors travel, in which order, with which shapes.
+
+This is the one thing that adapters (torch), compression, aggregation and the edge runtime (numpy) all
+have to agree on. A layout, together with the fingerprint of its base, hashes to the **contract**: an
+adapter, a payload or a bundle may be applied only where the contracts match.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from fedkron.errors import AdapterError, ContractError
+
+LAYOUT_VERSION = 1
+
+ADAPTER_KINDS = ("kron_lora", "lora")
+"""The adapter kinds whose factors have a known meaning here."""
+
+HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
+"""Names of a shared head's tensors, (outputs, hidden) and (outputs,)."""
+
+State = dict[str, npt.NDArray[np.float32]]
+"""Tensors by name: an adapter, or an update (a difference of two adapters)."""
+
+Vector = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorLayout:
+    """Name and shape of one float32 tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleLayout:
+    """The adapter of one wrapped linear layer.
+
+    `path` is the layer's dotted path in the base, `kind` the adapter kind (`kron_lora`, `lora`),
+    `scale` the factor α/r in front of the product, `factors` its tensors in the order they travel.
+    """
+
+    path: str
+    kind: str
+    scale: float
+    factors: tuple[TensorLayout, ...]
+
+    @property
+    def weight_shape(self) -> tuple[int, int]:
+        """(d_out, d_in) of the wrapped layer; `ContractError` for a kind that is not known here."""
+        shapes = {factor.name: factor.shape for factor in self.factors}
+        match self.kind:
+            case "kron_lora":
+                A, B1, B2 = shapes["A"], shapes["B1"], shapes["B2"]
+                return A[0] * B1[0], A[1] * B2[1]
+            case "lora":
+                return shapes["lora_B"][0], shapes["lora_A"][1]
+            case _:
+                raise ContractError(f"adapter kind {self.kind!r} is not known here: update fedkron")
+
+    def tensor_name(self, factor: str) -> str:
+        """Full name of one factor, as it appears in a state: `path.factor`."""
+        return f"{self.path}.{factor}"
+
+
+@dataclass(frozen=True)
+class AdapterLayout:
+    """Everything that must match before an adapter may be applied.
+
+    `base` is the SHA-256 fingerprint of the base's weights (hex; empty where there is no base, as for
+    the arrays of somebody else's Flower app). `dense` lists tensors that are trained in full and
+    travel as they are, such as a head that all clients share.
+    """
+
+    base: str
+    modules: tuple[ModuleLayout, ...]
+    dense: tuple[TensorLayout, ...] = ()
+
+    @cached_property
+    def tensors(self) -> tuple[TensorLayout, ...]:
+        """All tensors in wire order, by full name."""
+        factors = (
+            TensorLayout(module.tensor_name(factor.name), factor.shape)
+            for module in self.modules
+            for factor in module.factors
+        )
+        return (*factors, *self.dense)
+
+    @cached_property
+    def size(self) -> int:
+        """Number of float32 elements in all tensors together."""
+        return sum(tensor.size for tensor in self.tensors)
+
+    def lora_size(self, rank: int) -> int:
+        """Number of elements if the same layers had a plain LoRA of this rank instead (plus `dense`)."""
+        factors = sum(rank * sum(module.weight_shape) for module in self.modules)
+        return factors + sum(tensor.size for tensor in self.dense)
+
+    @cached_property
+    def contract(self) -> str:
+        """SHA-256 (hex) of the canonical JSON form: equal contracts mean interchangeable adapters."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """Canonical JSON: same layout, same bytes."""
+        content = {"version": LAYOUT_VERSION, **asdict(self)}
+        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str | bytes) -> AdapterLayout:
+        """Inverse of `to_json`.
+
+        Raises `ContractError` when the text is not a layout of a version that we know.
+        """
+        try:
+            content = json.loads(text)
+            version = content["version"]
+            if version != LAYOUT_VERSION:
+                raise ContractError(
+                    f"layout version {version!r} is not known here (known: {LAYOUT_VERSION}); "
+                    "update fedkron on this machine"
+                )
+            modules = tuple(
+                ModuleLayout(
+                    str(m["path"]), str(m["kind"]), float(m["scale"]), _tensors_from_json(m["factors"])
+                )
+                for m in content["modules"]
+            )
+            return AdapterLayout(str(content["base"]), modules, _tensors_from_json(content["dense"]))
+        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ContractError(f"not an adapter layout: {error!r}") from error
+
+    def with_head(self, outputs: int, hidden_size: int) -> AdapterLayout:
+        """The same layout with a head that all nodes share: `head.weight` and `head.bias` travel too."""
+        head = (TensorLayout(HEAD_WEIGHT, (outputs, hidden_size)), TensorLayout(HEAD_BIAS, (outputs,)))
+        return AdapterLayout(self.base, self.modules, self.dense + head)
+
+    @property
+    def has_head(self) -> bool:
+        """Whether a shared head is part of the adapter."""
+        return any(tensor.name == HEAD_WEIGHT for tensor in self.dense)
+
+    @staticmethod
+    def of_arrays(arrays: Mapping[str, npt.NDArray[np.floating]]) -> AdapterLayout:
+        """Layout of arbitrary named arrays without a base: all dense, in the order given."""
+        return AdapterLayout("", (), tuple(TensorLayout(n, tuple(a.shape)) for n, a in arrays.items()))
+
+
+def _tensors_from_json(items: list[dict[str, object]]) -> tuple[TensorLayout, ...]:
+    tensors = []
+    for item in items:
+        shape = item["shape"]
+        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
+            raise ContractError(f"not an adapter layout: {item['name']!r} has shape {shape!r}")
+        tensors.append(TensorLayout(str(item["name"]), tuple(shape)))
+    return tuple(tensors)
+
+
+def flatten(state: Mapping[str, npt.NDArray[np.floating]], layout: AdapterLayout) -> Vector:
+    """Concatenate a state's tensors, row-major and in wire order, into one float32 vector.
+
+    Raises `AdapterError` when a tensor is missing, unknown or of another shape than the layout's.
+    """
+    names = {tensor.name for tensor in layout.tensors}
+    if unknown := sorted(state.keys() - names):
+        raise AdapterError(f"tensor {unknown[0]!r} is not part of the adapter's layout ({len(unknown)} such)")
+    if missing := sorted(names - state.keys()):
+        raise AdapterError(f"tensor {missing[0]!r} of the adapter's layout is missing ({len(missing)} such)")
+    vector = np.empty(layout.size, np.float32)
+    start = 0
+    for tensor in layout.tensors:
+        array = state[tensor.name]
+        if array.shape != tensor.shape:
+            raise AdapterError(
+                f"tensor {tensor.name!r} has shape {list(array.shape)}, the layout says {list(tensor.shape)}"
+            )
+        vector[start : start + tensor.size] = array.ravel()
+        start += tensor.size
+    return vector
+
+
+def unflatten(vector: Vector, layout: AdapterLayout) -> State:
+    """Split a float32 vector of `layout.size` elements into named tensors (views, not copies).
+
+    Raises `AdapterError` when the length is not the layout's.
+    """
+    if vector.shape != (layout.size,):
+        raise AdapterError(f"vector has shape {list(vector.shape)}, the layout needs [{layout.size}]")
+    state: State = {}
+    start = 0
+    for tensor in layout.tensors:
+        state[tensor.name] = vector[start : start + tensor.size].reshape(tensor.shape)
+        start += tensor.size
+    return state

@@ -1,0 +1,39 @@
+"""Where a run writes, and what lies there: one folder per run, the same rule for server and clients.
+
+<output-dir>/<run-name or run-ID>/
+    settings.json         the run config
+    adapter.safetensors   the global adapter after the last finished round
+    rounds.jsonl          accuracy per task, failures and projection error, a line per round
+    ledger.jsonl          bytes, a line per message
+    outcome.json          how it ended; its absence means that it did not end
+    nodes/<task>-<k>/head.safetensors   written by the clients, on their own machines
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from fedkron.settings import Settings
+
+START_DIRECTORY = "FEDKRON_START_DIRECTORY"
+"""Environment variable with the folder that relative output folders refer to; default: the current one."""
+
+SETTINGS = "settings.json"
+ADAPTER = "adapter.safetensors"
+ROUNDS = "rounds.jsonl"
+LEDGER = "ledger.jsonl"
+OUTCOME = "outcome.json"
+NODES = "nodes"
+HEAD = "head.safetensors"
+
+
+def run_directory(settings: Settings, run_id: int) -> Path:
+    """Absolute folder of a run, not created."""
+    start = Path(os.environ.get(START_DIRECTORY) or Path.cwd())
+    return start / Path(settings.output_dir).expanduser() / (settings.run_name or f"run-{run_id}")
+
+
+def node_directory(settings: Settings, run_id: int, task: str, index: int) -> Path:
+    """Absolute folder of one node's own files within its copy of the run folder, not created."""
+    return run_directory(settings, run_id) / NODES / f"{task}-{index}"

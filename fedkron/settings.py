@@ -1,0 +1,224 @@
+"""The settings of a federated run: one typed object, checked before anything starts.
+
+The keys are those of `[tool.flwr.app.config]` in pyproject.toml: nested tables there are dataclasses
+here, and `max-length` is `max_length`. docs/configuration.md explains each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from fedkron.aggregation import AGGREGATIONS
+from fedkron.compression import CODECS
+from fedkron.errors import ConfigError
+from fedkron.layout import ADAPTER_KINDS
+
+if TYPE_CHECKING:  # torch is imported only where a model is: a server can do without
+    from fedkron.adapters import AdapterSpec
+
+PARTITIONS = ("iid", "dirichlet")
+HEADS = ("local", "shared")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """`adapter.*`: what is trained; `d_a2 = 0` takes the power of two nearest to hidden/200."""
+
+    kind: str = "kron_lora"
+    rank: int = 8
+    alpha: float = 32.0
+    dropout: float = 0.1
+    d_a1: int = 2
+    d_a2: int = 0
+    targets: str = "*"
+
+    def spec(self) -> AdapterSpec:
+        """The same as an `AdapterSpec`."""
+        from fedkron.adapters import AdapterSpec
+
+        targets = _comma_separated(self.targets)
+        return AdapterSpec(
+            self.kind, self.rank, self.alpha, self.dropout, self.d_a1, self.d_a2 or None, targets
+        )
+
+
+@dataclass(frozen=True)
+class CodecSettings:
+    """`codec.*`: how updates (`upload`) and the global adapter (`broadcast`) travel."""
+
+    upload: str = "int4"
+    broadcast: str = "int8"
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """`train.*`: local fine-tuning. Lengths in tokens; 0 examples means all of them."""
+
+    epochs: int = 1
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    head_learning_rate: float = 1e-2
+    weight_decay: float = 0.01
+    max_length: int = 64
+    max_train_examples: int = 0
+    max_test_examples: int = 0
+
+
+@dataclass(frozen=True)
+class PartitionSettings:
+    """`partition.*`: how nodes that have the same task share its training examples."""
+
+    kind: str = "iid"
+    alpha: float = 0.5
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All settings of a run. Build it with `Settings.from_run_config`."""
+
+    base: str = "demo:all-minilm-l6-v2"
+    tasks: str = "demo:trec,demo:spam,demo:film,demo:tweets"
+    num_server_rounds: int = 3
+    aggregation: str = "factorwise"
+    head: str = "local"
+    head_labels: str = ""
+    fraction_train: float = 1.0
+    fraction_evaluate: float = 1.0
+    max_failure_fraction: float = 0.5
+    round_timeout: float = 3600.0
+    seed: int = 0
+    output_dir: str = "runs"
+    run_name: str = ""
+    device: str = "auto"
+    adapter: AdapterSettings = field(default_factory=AdapterSettings)
+    codec: CodecSettings = field(default_factory=CodecSettings)
+    train: TrainSettings = field(default_factory=TrainSettings)
+    partition: PartitionSettings = field(default_factory=PartitionSettings)
+
+    @staticmethod
+    def from_run_config(config: Mapping[str, object]) -> Settings:
+        """Check a Flower run config (dotted keys) and make it typed; absent keys take their defaults.
+
+        Raises `ConfigError` that names the key, its value, and what it may be.
+        """
+        settings = _typed(Settings, config, prefix="")
+        known = set(run_config(settings))
+        if unknown := sorted(config.keys() - known):
+            raise ConfigError(
+                f"run-config key {unknown[0]!r} does not exist: the keys are {', '.join(sorted(known))}"
+            )
+        _check_values(settings)
+        return settings
+
+    @property
+    def task_sources(self) -> tuple[str, ...]:
+        """The tasks as a list."""
+        return _comma_separated(self.tasks)
+
+    @property
+    def shared_head_outputs(self) -> int:
+        """Outputs of the shared head: one per label, or 1 for multiple choice; 0 when heads are local."""
+        if self.head == "local":
+            return 0
+        return len(_comma_separated(self.head_labels)) or 1
+
+    @property
+    def shared_labels(self) -> tuple[str, ...]:
+        """The label space of a shared head."""
+        return _comma_separated(self.head_labels)
+
+
+def run_config(settings: object, prefix: str = "") -> dict[str, Any]:
+    """Settings as a flat run config with dotted keys: the inverse of `Settings.from_run_config`."""
+    flat: dict[str, Any] = {}
+    for item in fields(settings):  # type: ignore[arg-type]
+        value = getattr(settings, item.name)
+        key = prefix + item.name.replace("_", "-")
+        flat.update(run_config(value, f"{key}.") if is_dataclass(value) else {key: value})
+    return flat
+
+
+def _typed(cls: type, config: Mapping[str, object], prefix: str) -> Any:  # noqa: ANN401
+    hints = get_type_hints(cls)
+    values = {}
+    for item in fields(cls):
+        key = prefix + item.name.replace("_", "-")
+        wanted = hints[item.name]
+        if is_dataclass(wanted):
+            values[item.name] = _typed(wanted, config, f"{key}.")  # type: ignore[arg-type]
+        elif key in config:
+            values[item.name] = _converted(key, config[key], wanted)
+    return cls(**values)
+
+
+def _converted(key: str, value: object, wanted: type) -> object:
+    # TOML writes 1 where a float is meant; nothing else is converted, and a bool is not a number.
+    if wanted is float and type(value) is int:
+        return float(value)
+    if type(value) is not wanted:
+        raise ConfigError(
+            f"run-config key {key!r} is {value!r} ({type(value).__name__}): it must be of type {wanted.__name__}"
+        )
+    return value
+
+
+def _check_values(settings: Settings) -> None:
+    train, partition = settings.train, settings.partition
+    for key, value, allowed in (
+        ("aggregation", settings.aggregation, tuple(AGGREGATIONS)),
+        ("head", settings.head, HEADS),
+        ("device", settings.device, DEVICES),
+        ("adapter.kind", settings.adapter.kind, ADAPTER_KINDS),
+        ("codec.upload", settings.codec.upload, tuple(CODECS)),
+        ("codec.broadcast", settings.codec.broadcast, tuple(CODECS)),
+        ("partition.kind", partition.kind, PARTITIONS),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"run-config key {key!r} is {value!r}: it must be one of {', '.join(allowed)}")
+    for key, number, low, high in (
+        ("num-server-rounds", settings.num_server_rounds, 1, None),
+        ("fraction-train", settings.fraction_train, 0, 1),
+        ("fraction-evaluate", settings.fraction_evaluate, 0, 1),
+        ("max-failure-fraction", settings.max_failure_fraction, 0, 1),
+        ("seed", settings.seed, 0, None),
+        ("adapter.rank", settings.adapter.rank, 1, None),
+        ("adapter.dropout", settings.adapter.dropout, 0, 0.99),
+        ("adapter.d-a1", settings.adapter.d_a1, 1, None),
+        ("adapter.d-a2", settings.adapter.d_a2, 0, None),
+        ("train.epochs", train.epochs, 1, None),
+        ("train.batch-size", train.batch_size, 1, None),
+        ("train.weight-decay", train.weight_decay, 0, None),
+        ("train.max-length", train.max_length, 2, None),
+        ("train.max-train-examples", train.max_train_examples, 0, None),
+        ("train.max-test-examples", train.max_test_examples, 0, None),
+    ):
+        if number < low or (high is not None and number > high):
+            span = f"at least {low}" if high is None else f"between {low} and {high}"
+            raise ConfigError(f"run-config key {key!r} is {number}: it must be {span}")
+    for key, number in (
+        ("fraction-train", settings.fraction_train),
+        ("adapter.alpha", settings.adapter.alpha),
+        ("round-timeout", settings.round_timeout),
+        ("train.learning-rate", train.learning_rate),
+        ("train.head-learning-rate", train.head_learning_rate),
+        ("partition.alpha", partition.alpha),
+    ):
+        if not 0 < number < float("inf"):
+            raise ConfigError(f"run-config key {key!r} is {number}: it must be greater than 0")
+    if not settings.task_sources:
+        raise ConfigError("run-config key 'tasks' is empty: name at least one task, e.g. demo:trec")
+    if settings.head == "local" and settings.head_labels:
+        raise ConfigError("run-config key 'head-labels' is set but head is 'local': set head = 'shared'")
+    if len(set(settings.shared_labels)) != len(settings.shared_labels):
+        raise ConfigError(f"run-config key 'head-labels' is {settings.head_labels!r}: a label appears twice")
+    if "/" in settings.run_name or settings.run_name.startswith("."):
+        raise ConfigError(
+            f"run-config key 'run-name' is {settings.run_name!r}: it must be a plain folder name"
+        )
+
+
+def _comma_separated(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,92 @@
+"""The program on the server: run the rounds, write down what happened. It never sees data."""
+
+from __future__ import annotations
+
+import random
+import time
+
+import numpy as np
+from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedkron.flower import CompressedGrid, FedKron, RoundReport
+from fedkron.flower.wire import to_arrays, to_state
+from fedkron.layout import AdapterLayout, State
+from fedkron.ledger import Ledger
+from fedkron.rundir import LEDGER, run_directory
+from fedkron.settings import Settings
+from server.record import RunRecord
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Federate for `num-server-rounds` rounds; an exception here is what Flower reports as failed."""
+    settings = Settings.from_run_config(context.run_config)
+    folder = run_directory(settings, context.run_id)
+    record = RunRecord.start(folder, settings)
+    try:
+        layout, initial = _initial_adapter(settings)
+        nodes = _wait_for_nodes(grid)
+
+        def on_round(report: RoundReport, arrays: ArrayRecord) -> None:
+            record.finish_round(report, to_state(arrays), layout)
+
+        strategy = FedKron(
+            layout,
+            aggregation=settings.aggregation,
+            max_failure_fraction=settings.max_failure_fraction,
+            on_round=on_round,
+            fraction_train=settings.fraction_train,
+            fraction_evaluate=settings.fraction_evaluate,
+            min_train_nodes=1,
+            min_evaluate_nodes=1,
+            min_available_nodes=nodes,
+        )
+        random.seed(settings.seed)  # Flower's strategies choose their clients with it
+        strategy.start(
+            CompressedGrid(
+                grid,
+                layout=layout,
+                upload=settings.codec.upload,
+                broadcast=settings.codec.broadcast,
+                ledger=Ledger(folder / LEDGER),
+            ),
+            to_arrays(initial),
+            num_rounds=settings.num_server_rounds,
+            timeout=settings.round_timeout,
+            train_config=ConfigRecord({"contract": layout.contract}),
+            evaluate_config=ConfigRecord({"contract": layout.contract}),
+        )
+    except BaseException as error:
+        record.fail(error)
+        raise
+    record.complete()
+
+
+def _initial_adapter(settings: Settings) -> tuple[AdapterLayout, State]:
+    """The adapter of round 0: random factors from the seed, with ΔW = 0."""
+    import torch
+
+    from fedkron.adapters import adapter_layout, adapter_state, attach
+    from fedkron.base import load_base
+
+    base = load_base(settings.base)
+    torch.manual_seed(settings.seed)
+    model = attach(base.backbone, settings.adapter.spec())
+    layout, state = adapter_layout(model, base.fingerprint), adapter_state(model)
+    if outputs := settings.shared_head_outputs:
+        layout = layout.with_head(outputs, base.hidden_size)
+        zeros = {t.name: np.zeros(t.shape, np.float32) for t in layout.dense if t.name not in state}
+        state |= zeros
+    return layout, state
+
+
+def _wait_for_nodes(grid: Grid) -> int:
+    """Number of nodes once the first ones are there and no more have come for a moment."""
+    count = 0
+    while count == 0 or count != len(list(grid.get_node_ids())):
+        count = len(list(grid.get_node_ids()))
+        time.sleep(0.5)
+    return count

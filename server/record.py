@@ -1,0 +1,52 @@
+"""What the server writes down: a run folder that a report, an export and a progress bar can read."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from fedkron.errors import ConfigError
+from fedkron.exchange import AdapterFile, save_adapter, write_atomically
+from fedkron.flower import RoundReport
+from fedkron.layout import AdapterLayout, State
+from fedkron.rundir import ADAPTER, OUTCOME, ROUNDS, SETTINGS
+from fedkron.settings import Settings, run_config
+
+
+class RunRecord:
+    """Writes into one run folder. Start it with `RunRecord.start`."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._started = time.monotonic()
+
+    @staticmethod
+    def start(folder: Path, settings: Settings) -> RunRecord:
+        """Create the folder; raises `ConfigError` when a run has been there before."""
+        if (folder / SETTINGS).exists():
+            raise ConfigError(f"run folder {folder} is taken: choose another run-name, or delete it")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / SETTINGS, json.dumps(run_config(settings), indent=1).encode())
+        return RunRecord(folder, settings)
+
+    def finish_round(self, report: RoundReport, adapter: State, layout: AdapterLayout) -> None:
+        """Save the global adapter, then add the round's line: whoever sees the line finds the adapter."""
+        info = {"round": str(report.round), "aggregation": self._settings.aggregation}
+        save_adapter(self._folder / ADAPTER, AdapterFile(adapter, layout, self._settings.base, info))
+        line = {**asdict(report), "seconds": round(time.monotonic() - self._started, 3)}
+        with (self._folder / ROUNDS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def complete(self) -> None:
+        """The run reached its last round."""
+        self._end({"status": "completed"})
+
+    def fail(self, error: BaseException) -> None:
+        """The run ended early, and why."""
+        self._end({"status": "failed", "error": f"{type(error).__name__}: {error}"})
+
+    def _end(self, outcome: dict[str, str]) -> None:
+        write_atomically(self._folder / OUTCOME, json.dumps(outcome, indent=1).encode())

@@ -1,0 +1,333 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from aggregation_cases import (
+    delta,
+    kron_module,
+    layout_of,
+    lora_module,
+    mean_delta,
+    neighbours,
+    random_adapter,
+    relative_distance,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedkron.aggregation import factorwise_mean, merged_mean
+from fedkron.errors import AdapterError
+from fedkron.layout import ModuleLayout, TensorLayout
+
+patient = settings(deadline=None, max_examples=60)  # a busy machine is not a failure
+seeds = st.integers(0, 2**32 - 1)
+sides = st.integers(1, 7)
+ranks = st.integers(1, 4)
+scales = st.sampled_from([0.25, 1.0, 4.0])
+kron_modules = st.builds(
+    kron_module, left=st.tuples(sides, sides), d_B2=sides, rank=ranks, d_B1=sides, scale=scales
+)
+lora_modules = st.builds(lora_module, d_out=sides, rank=ranks, d_in=sides, scale=scales)
+
+
+def rearranged(matrix: np.ndarray, module: ModuleLayout) -> np.ndarray:
+    """Van Loan's rearrangement: entry (i, j) block of size d_B2×d_B1 becomes row (i·d_A1 + j)."""
+    (d_A2, d_A1), (d_B2, _), (_, d_B1) = (tensor.shape for tensor in module.factors)
+    blocks = matrix.reshape(d_A2, d_B2, d_A1, d_B1).transpose(0, 2, 1, 3)
+    return blocks.reshape(d_A2 * d_A1, d_B2, d_B1)
+
+
+def dense_alternation(tensor: np.ndarray, rank: int, start: np.ndarray) -> np.ndarray:
+    """Nearest a ⊗ (rank-r B) to the dense rearranged tensor, by 500 plain alternations."""
+    a = start / np.linalg.norm(start)
+    for _ in range(500):
+        U, S, Vt = np.linalg.svd(np.tensordot(a, tensor, axes=1), full_matrices=False)
+        B = (U[:, :rank] * S[:rank]) @ Vt[:rank]
+        a = np.tensordot(tensor, B, axes=2)
+        a /= np.linalg.norm(a)
+    return np.multiply.outer(a, B)
+
+
+def leading_left_vector(tensor: np.ndarray) -> np.ndarray:
+    return np.linalg.svd(tensor.reshape(len(tensor), -1), full_matrices=False)[0][:, 0]
+
+
+@patient
+@given(st.one_of(kron_modules, lora_modules), seeds)
+def test_one_client_is_the_identity_on_its_product(module: ModuleLayout, seed: int) -> None:
+    layout = layout_of(module)
+    adapter = random_adapter(layout, np.random.default_rng(seed))
+    merged = merged_mean([adapter], [5], layout)
+    assert relative_distance(delta(merged.adapter, module), delta(adapter, module)) < 1e-6
+    assert merged.projection_error < 1e-6
+
+
+@patient
+@given(st.one_of(kron_modules, lora_modules), seeds, st.integers(2, 4))
+def test_clients_that_are_all_the_same_keep_their_product(
+    module: ModuleLayout, seed: int, count: int
+) -> None:
+    layout = layout_of(module)
+    adapter = random_adapter(layout, np.random.default_rng(seed))
+    merged = merged_mean([adapter] * count, [1] * count, layout)
+    assert relative_distance(delta(merged.adapter, module), delta(adapter, module)) < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_kron_projection_agrees_with_dense_alternation_in_van_loans_rearrangement(seed: int) -> None:
+    module = kron_module(left=(4, 2), d_B2=12, rank=3, d_B1=9)
+    layout = layout_of(module)
+    adapters = neighbours(layout, 4, np.random.default_rng(seed), spread=0.6)
+    weights = [1.0, 2.0, 3.0, 4.0]
+    tensor = rearranged(mean_delta(adapters, weights, module), module)
+    truth = dense_alternation(tensor, 3, leading_left_vector(tensor))
+    merged = merged_mean(adapters, weights, layout)
+    assert relative_distance(rearranged(delta(merged.adapter, module), module), truth) < 1e-6
+    expected_error = np.linalg.norm(tensor - truth) / np.linalg.norm(tensor)
+    assert merged.projection_error == pytest.approx(expected_error, rel=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_no_random_start_of_a_dense_alternation_finds_a_better_projection(seed: int) -> None:
+    module = kron_module(left=(4, 2), d_B2=7, rank=2, d_B1=6)
+    layout = layout_of(module)
+    rng = np.random.default_rng(seed)
+    adapters = neighbours(layout, 5, rng)
+    tensor = rearranged(mean_delta(adapters, [1] * 5, module), module)
+    rivals = [dense_alternation(tensor, 2, rng.standard_normal(8)) for _ in range(8)]
+    best = min(np.linalg.norm(tensor - rival) for rival in rivals) / np.linalg.norm(tensor)
+    assert merged_mean(adapters, [1] * 5, layout).projection_error <= best * (1 + 1e-6)
+
+
+@patient
+@given(lora_modules, st.integers(1, 4), seeds)
+def test_lora_projection_is_the_truncated_svd_of_the_dense_mean(
+    module: ModuleLayout, count: int, seed: int
+) -> None:
+    layout = layout_of(module)
+    rng = np.random.default_rng(seed)
+    adapters = [random_adapter(layout, rng) for _ in range(count)]
+    weights = rng.uniform(0.5, 2, count).tolist()
+    mean = mean_delta(adapters, weights, module)
+    rank = module.factors[0].shape[0]
+    S = np.linalg.svd(mean, compute_uv=False)
+    expected = np.sqrt(np.sum(S[rank:] ** 2) / np.sum(S**2))
+    merged = merged_mean(adapters, weights, layout)
+    assert merged.projection_error == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    # Eckart and Young: at this distance and this rank, it is the optimum.
+    assert relative_distance(delta(merged.adapter, module), mean) == pytest.approx(expected, abs=1e-6)
+
+
+@patient
+@given(st.lists(st.one_of(kron_modules, lora_modules), min_size=1, max_size=3), st.integers(1, 4), seeds)
+def test_projection_error_is_the_dense_figure_over_all_modules(
+    modules: list[ModuleLayout], count: int, seed: int
+) -> None:
+    modules = [
+        ModuleLayout(f"layer.{i}", module.kind, module.scale, module.factors)
+        for i, module in enumerate(modules)
+    ]
+    layout = layout_of(*modules)
+    rng = np.random.default_rng(seed)
+    adapters = [random_adapter(layout, rng) for _ in range(count)]
+    weights = rng.uniform(0.5, 2, count).tolist()
+    merged = merged_mean(adapters, weights, layout)
+    means = [mean_delta(adapters, weights, module) for module in modules]
+    lost = sum(np.linalg.norm(m - delta(merged.adapter, p)) ** 2 for m, p in zip(means, modules, strict=True))
+    whole = sum(np.linalg.norm(m) ** 2 for m in means)
+    assert merged.projection_error == pytest.approx(np.sqrt(lost / whole), abs=1e-5)
+
+
+def test_lora_clients_of_small_total_rank_merge_exactly_where_factor_means_do_not() -> None:
+    module = lora_module(d_out=12, rank=6, d_in=10)
+    layout = layout_of(module)
+    rng = np.random.default_rng(0)
+    adapters = [random_adapter(layout, rng) for _ in range(3)]
+    for adapter in adapters:
+        adapter["v.lora_B"][:, 2:] = 0  # rank 2 each, 6 together
+    truth = mean_delta(adapters, [1, 2, 3], module)
+    merged = merged_mean(adapters, [1, 2, 3], layout)
+    assert relative_distance(delta(merged.adapter, module), truth) < 1e-6
+    assert merged.projection_error < 1e-6
+    assert relative_distance(delta(factorwise_mean(adapters, [1, 2, 3], layout), module), truth) > 0.1
+
+
+@pytest.mark.parametrize("module", [kron_module(d_B2=12, d_B1=9), lora_module()])
+@pytest.mark.parametrize("seed", range(5))
+def test_merged_is_nearer_to_the_mean_product_than_the_factor_mean_is(
+    module: ModuleLayout, seed: int
+) -> None:
+    layout = layout_of(module)
+    adapters = neighbours(layout, 4, np.random.default_rng(seed))
+    truth = mean_delta(adapters, [1] * 4, module)
+    merged = relative_distance(delta(merged_mean(adapters, [1] * 4, layout).adapter, module), truth)
+    naive = relative_distance(delta(factorwise_mean(adapters, [1] * 4, layout), module), truth)
+    assert merged < naive
+
+
+@pytest.mark.parametrize("rank_of_clients", [1, 2])
+@pytest.mark.parametrize("module", [kron_module(d_B2=12, rank=4, d_B1=9), lora_module(rank=4)])
+def test_the_order_of_clients_does_not_matter(module: ModuleLayout, rank_of_clients: int) -> None:
+    layout = layout_of(module)
+    adapters = neighbours(layout, 2, np.random.default_rng(7))
+    tall = module.tensor_name("B1" if module.kind == "kron_lora" else "lora_B")
+    for adapter in adapters:
+        adapter[tall][:, rank_of_clients:] = 0
+    forward = merged_mean(adapters, [1, 2], layout)
+    backward = merged_mean(adapters[::-1], [2, 1], layout)
+    for name, tensor in forward.adapter.items():
+        np.testing.assert_allclose(tensor, backward.adapter[name], rtol=1e-4, atol=1e-5)
+    assert forward.projection_error == pytest.approx(backward.projection_error, abs=1e-7)
+
+
+def test_a_client_of_weight_two_counts_like_two_clients_and_one_of_weight_zero_not_at_all() -> None:
+    layout = layout_of(kron_module(d_B2=12, d_B1=9), lora_module())
+    a, b, c = neighbours(layout, 3, np.random.default_rng(8))
+    weighted = merged_mean([a, b, c], [20, 10, 0], layout).adapter
+    repeated = merged_mean([a, a, b], [1, 1, 1], layout).adapter
+    for module in layout.modules:
+        assert relative_distance(delta(weighted, module), delta(repeated, module)) < 1e-6
+
+
+def test_before_the_first_step_every_b1_is_zero_and_the_factor_mean_comes_back() -> None:
+    layout = layout_of(kron_module(), lora_module())
+    rng = np.random.default_rng(9)
+    adapters = [random_adapter(layout, rng) for _ in range(3)]
+    for adapter in adapters:
+        adapter["q.B1"][:] = 0
+        adapter["v.lora_B"][:] = 0
+    merged = merged_mean(adapters, [1, 2, 3], layout)
+    for name, tensor in factorwise_mean(adapters, [1, 2, 3], layout).items():
+        np.testing.assert_allclose(merged.adapter[name], tensor, rtol=1e-6, atol=1e-7)
+    assert merged.projection_error == 0
+
+
+@pytest.mark.parametrize("flipped", ["A", "B1", "B2"])
+def test_clients_that_cancel_leave_a_product_of_zero_that_can_still_be_trained(flipped: str) -> None:
+    module = kron_module()
+    layout = layout_of(module)
+    adapter = random_adapter(layout, np.random.default_rng(10))
+    opposite = {**adapter, f"q.{flipped}": -adapter[f"q.{flipped}"]}
+    merged = merged_mean([adapter, opposite], [1, 1], layout)
+    assert np.linalg.norm(delta(merged.adapter, module)) == 0
+    assert merged.projection_error == 0
+    assert sum(not tensor.any() for tensor in merged.adapter.values()) == 1  # two zero factors are dead
+
+
+def test_products_that_cancel_while_their_factors_do_not_leave_a_product_of_zero() -> None:
+    module = kron_module()
+    layout = layout_of(module)
+    adapter = random_adapter(layout, np.random.default_rng(11))
+    opposite = {**adapter, "q.B1": -2 * adapter["q.B1"], "q.B2": adapter["q.B2"] / 2}
+    merged = merged_mean([adapter, opposite], [1, 1], layout)
+    assert np.linalg.norm(delta(merged.adapter, module)) == 0
+    assert merged.adapter["q.A"].any()
+    assert merged.adapter["q.B2"].any()
+
+
+def test_a_mean_of_lower_rank_is_exact_and_b2_keeps_all_its_directions() -> None:
+    module = kron_module(d_B2=12, rank=4, d_B1=9)
+    layout = layout_of(module)
+    adapter = random_adapter(layout, np.random.default_rng(12))
+    adapter["q.B1"][:, 1:] = 0
+    other = {**adapter, "q.B1": 3 * adapter["q.B1"]}
+    merged = merged_mean([adapter, other], [1, 1], layout)
+    assert relative_distance(delta(merged.adapter, module), 2 * delta(adapter, module)) < 1e-6
+    assert np.linalg.cond(merged.adapter["q.B2"]) < 1.001
+    assert np.linalg.norm(merged.adapter["q.B2"]) == pytest.approx(np.linalg.norm(adapter["q.B2"]), rel=1e-5)
+
+
+@pytest.mark.parametrize(("d_out", "d_in"), [(2, 9), (9, 2), (1, 1)])
+def test_a_rank_above_the_layers_sides_is_no_trouble(d_out: int, d_in: int) -> None:
+    module = lora_module(d_out=d_out, rank=5, d_in=d_in)
+    layout = layout_of(module)
+    rng = np.random.default_rng(13)
+    adapters = [random_adapter(layout, rng) for _ in range(3)]
+    merged = merged_mean(adapters, [1, 1, 1], layout)
+    assert relative_distance(delta(merged.adapter, module), mean_delta(adapters, [1, 1, 1], module)) < 1e-6
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_factors_keep_the_clients_sizes_and_signs(seed: int) -> None:
+    module = kron_module(d_B2=12, rank=3, d_B1=9)
+    layout = layout_of(module)
+    adapters = neighbours(layout, 4, np.random.default_rng(seed))
+    shares = [0.1, 0.2, 0.3, 0.4]
+    merged = merged_mean(adapters, shares, layout).adapter
+    for name in ("q.A", "q.B2"):
+        size = np.average([np.linalg.norm(a[name]) for a in adapters], weights=shares)
+        assert np.linalg.norm(merged[name]) == pytest.approx(size, rel=1e-5)
+    assert np.sum(merged["q.A"] * factorwise_mean(adapters, shares, layout)["q.A"]) > 0
+
+
+def test_no_rotation_brings_b2_nearer_to_the_clients_mean() -> None:
+    module = lora_module(d_out=12, rank=3, d_in=9)
+    layout = layout_of(module)
+    rng = np.random.default_rng(15)
+    adapters = neighbours(layout, 4, rng)
+    wide = merged_mean(adapters, [1] * 4, layout).adapter["v.lora_A"]
+    mean = factorwise_mean(adapters, [1] * 4, layout)["v.lora_A"]
+    here = np.linalg.norm(wide - mean)
+    for size in (0.01, 1.0):
+        for _ in range(50):
+            rotation = np.linalg.qr(np.eye(3) + size * rng.standard_normal((3, 3)))[0]
+            rotation *= np.sign(np.diag(rotation))  # QR of nearly one is nearly one, up to signs
+            assert np.linalg.norm(rotation @ wide - mean) >= here - 1e-6
+
+
+def test_b2s_that_nearly_cancel_do_not_blow_b1_up() -> None:
+    module = kron_module(d_B2=12, rank=3, d_B1=9)
+    layout = layout_of(module)
+    adapter = random_adapter(layout, np.random.default_rng(16))
+    opposite = {**adapter, "q.B1": -adapter["q.B1"], "q.B2": np.float32(-0.999999) * adapter["q.B2"]}
+    merged = merged_mean([adapter, opposite], [1, 1], layout).adapter
+    assert relative_distance(delta(merged, module), delta(adapter, module)) < 1e-5
+    assert np.linalg.norm(merged["q.B1"]) < 3 * np.linalg.norm(adapter["q.B1"])
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-12, 1e12])
+def test_factors_of_any_size_stay_finite_and_exact(size: float) -> None:
+    module = kron_module(d_B2=12, rank=3, d_B1=9)
+    layout = layout_of(module)
+    adapter = random_adapter(layout, np.random.default_rng(17))
+    adapter["q.B1"] *= np.float32(size)
+    merged = merged_mean([adapter], [1], layout).adapter
+    assert relative_distance(delta(merged, module), delta(adapter, module)) < 1e-6
+
+
+def test_dense_tensors_become_their_weighted_mean_and_inputs_stay_as_they_were() -> None:
+    layout = layout_of(kron_module(), dense=(TensorLayout("head.weight", (3, 4)),))
+    adapters = neighbours(layout, 2, np.random.default_rng(18))
+    copies = [{n: x.copy() for n, x in a.items()} for a in adapters]
+    merged = merged_mean(adapters, [3, 1], layout).adapter
+    expected = 0.75 * adapters[0]["head.weight"] + 0.25 * adapters[1]["head.weight"]
+    np.testing.assert_allclose(merged["head.weight"], expected, rtol=1e-5, atol=1e-6)
+    assert list(merged) == [tensor.name for tensor in layout.tensors]
+    assert all(tensor.dtype == np.float32 for tensor in merged.values())
+    for adapter, copy in zip(adapters, copies, strict=True):
+        assert all(np.array_equal(adapter[name], copy[name]) for name in copy)
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    layout = layout_of(kron_module(d_B2=12, d_B1=9), lora_module())
+    adapters = neighbours(layout, 3, np.random.default_rng(19))
+    first, second = (merged_mean(adapters, [1, 2, 3], layout) for _ in range(2))
+    assert all(first.adapter[n].tobytes() == second.adapter[n].tobytes() for n in first.adapter)
+    assert first.projection_error == second.projection_error
+
+
+def test_merging_a_large_layer_takes_far_less_memory_than_its_delta() -> None:
+    layout = layout_of(kron_module(left=(16, 2), d_B2=256, rank=4, d_B1=2048))  # ΔW in float64: 134 MB
+    adapters = neighbours(layout, 3, np.random.default_rng(20))
+    tracemalloc.start()
+    merged_mean(adapters, [1, 1, 1], layout)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_a_kind_without_a_product_is_refused_and_names_the_module() -> None:
+    layout = layout_of(ModuleLayout("q", "ia3", 1.0, (TensorLayout("scale", (4,)),)))
+    adapter = random_adapter(layout, np.random.default_rng(21))
+    with pytest.raises(AdapterError, match=r"module 'q' has kind 'ia3'.*kron_lora, lora"):
+        merged_mean([adapter], [1], layout)
