@@ -100,4 +100,6 @@ def transported(message: Message) -> Message:
         contents = {key: item.deflate() for key, item in get_all_nested_objects(message).items()}
         arrived = inflate_object_from_contents(message.object_id, contents)
     assert isinstance(arrived, Message)
+    # The id travels beside the objects, not in them.
+    arrived.metadata.__dict__["_message_id"] = message.metadata.message_id
     return arrived

@@ -8,14 +8,16 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import onnx
 import torch
-from onnx import ModelProto, NodeProto
 from torch import Tensor, nn
 
 from fedkron.base import text_features
 from fedkron.edge.graph import FEATURES, INPUTS, LAYER, weight_name
+
+if TYPE_CHECKING:  # fedkron.edge.graph imports onnx, and says what to install where it is missing
+    from onnx import ModelProto, NodeProto
 
 OPSET = 21
 """The first opset with blocked DequantizeLinear, so that a base may be quantised later."""
@@ -118,6 +120,3 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         registration.setLevel(level)
-
-
-__all__ = ["OPSET", "export_features"]

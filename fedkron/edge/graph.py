@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +20,7 @@ from fedkron.errors import BundleError, ContractError
 from fedkron.layout import AdapterLayout, ModuleLayout, State
 
 try:
+    import onnx
     from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 except ImportError as error:
     raise ImportError("exporting needs onnx and onnxscript: pip install 'fedkron[export]'") from error
@@ -71,8 +75,7 @@ def insert_slot(model: ModelProto, layout: AdapterLayout, hidden: int) -> None:
     _adapted_nodes(model, layout)
     ranks = {info.name: len(info.type.tensor_type.shape.dim) for info in model.graph.value_info}
     graph = _Builder(model.graph)
-    factors, head = _split_slot(graph, layout)
-    mixing = _mixing_matrices(graph, layout)
+    slot = _read_slot(graph, layout)
     modules = {module.path: module for module in layout.modules}
 
     for node in model.graph.node:
@@ -84,12 +87,12 @@ def insert_slot(model: ModelProto, layout: AdapterLayout, hidden: int) -> None:
         leading = [0] * (ranks[y] - 1)  # to ONNX's Reshape, 0 means: as it was
         node.output[0] = f"{y}.base"
         if module.kind == "kron_lora":
-            change = _kron_lora(graph, module, x, leading, factors, mixing[module.path])
+            change = _kron_lora(graph, slot, module, x, leading)
         else:
-            change = _lora(graph, module, x, factors)
+            change = _lora(graph, slot, module, x)
         graph.add("Add", node.output[0], change, output=y)
 
-    rows = graph.reshape(head, [-1, hidden + 1])
+    rows = graph.reshape(slot.head, [-1, hidden + 1])
     weight, bias = graph.split(rows, graph.constant([hidden, 1]), 2, axis=1)
     graph.add("Gemm", FEATURES, weight, graph.reshape(bias, [-1]), output=LOGITS, transB=1)
     graph.finish()
@@ -104,6 +107,31 @@ def attach_head(model: ModelProto, weight: Array, bias: Array) -> None:
     graph.add("Gemm", FEATURES, graph.constant(weight), graph.constant(bias), output=LOGITS, transB=1)
     graph.finish()
     _set_output(model, len(bias))
+
+
+def copy_model(model: ModelProto) -> ModelProto:
+    """An independent copy, weights included as far as they are in the model."""
+    copied = ModelProto()
+    copied.CopyFrom(model)
+    return copied
+
+
+def set_properties(model: ModelProto, **properties: str) -> None:
+    """Note `fedkron.<name>` in the model's metadata, for hosts that load a graph without its manifest."""
+    helper.set_model_props(model, {f"fedkron.{name}": value for name, value in properties.items()})
+
+
+def save_model(model: ModelProto, path: Path, weights: str = "") -> None:
+    """Write the graph to `path`; with `weights`, its large tensors move to that file beside it.
+
+    They are gone from `model` then, which refers to the file from there on.
+    """
+    onnx.save_model(
+        model, path, save_as_external_data=bool(weights), location=weights or None, size_threshold=1024
+    )
+    if weights:
+        # onnx makes this file private to its owner; give it what open() would have given.
+        path.with_name(weights).chmod(0o644)
 
 
 class _Builder:
@@ -124,7 +152,7 @@ class _Builder:
         self.graph.initializer.append(numpy_helper.from_array(array, name))
         return name
 
-    def add(self, operator: str, *inputs: str, output: str = "", **attributes: int | list[int]) -> str:
+    def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:  # noqa: ANN401
         output = output or self.name()
         self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
         return output
@@ -132,7 +160,7 @@ class _Builder:
     def reshape(self, tensor: str, shape: list[int]) -> str:
         return self.add("Reshape", tensor, self.constant(shape))
 
-    def transposed(self, vector: str, shape: tuple[int, ...]) -> str:
+    def transposed(self, vector: str, shape: tuple[int, int]) -> str:
         """A vector as a matrix of this shape, transposed (ONNX Runtime fuses it into the product)."""
         return self.add("Transpose", self.reshape(vector, list(shape)), perm=[1, 0])
 
@@ -147,18 +175,28 @@ class _Builder:
         self.graph.node.extend(nodes)
 
 
-def _split_slot(graph: _Builder, layout: AdapterLayout) -> tuple[dict[str, str], str]:
-    """The vectors in the slot: factors by tensor name, and what remains for the head."""
+@dataclass(frozen=True)
+class _Slot:
+    """Names of what lies in the slot, as vectors: factors by tensor name, the head; and made from them,
+    by path, (α/r) · (A⊗I_r)ᵀ, (d_A1·r, d_A2·r), of each Kron-LoRA layer.
+    """
+
+    factors: dict[str, str]
+    head: str
+    mixing: dict[str, str]
+
+
+def _read_slot(graph: _Builder, layout: AdapterLayout) -> _Slot:
     factors = [tensor for tensor in layout.tensors if tensor not in layout.dense]
     total = graph.add("Shape", SLOT)
     remaining = graph.add("Sub", total, graph.constant([factor_size(layout)]))
     sizes = graph.add("Concat", graph.constant([f.size for f in factors]), remaining, axis=0)
     *vectors, head = graph.split(SLOT, sizes, len(factors) + 1, axis=0)
-    return dict(zip((f.name for f in factors), vectors, strict=True)), head
+    names = (factor.name for factor in factors)
+    return _Slot(dict(zip(names, vectors, strict=True)), head, _mixing_matrices(graph, layout))
 
 
 def _mixing_matrices(graph: _Builder, layout: AdapterLayout) -> dict[str, str]:
-    """(α/r) · (A⊗I_r)ᵀ, (d_A1·r, d_A2·r), of each Kron-LoRA layer by path."""
     starts, start = {}, 0
     for tensor in layout.tensors:
         starts[tensor.name] = start
@@ -166,8 +204,8 @@ def _mixing_matrices(graph: _Builder, layout: AdapterLayout) -> dict[str, str]:
     groups: dict[tuple[int, int, int], list[ModuleLayout]] = defaultdict(list)
     for module in layout.modules:
         if module.kind == "kron_lora":
-            shapes = _shapes(module)
-            groups[*shapes["A"], shapes["B2"][0]].append(module)
+            (d_a2, d_a1), (rank, _) = _shape(module, "A"), _shape(module, "B2")
+            groups[d_a2, d_a1, rank].append(module)
 
     matrices: dict[str, str] = {}
     for (d_a2, d_a1, rank), modules in groups.items():
@@ -184,36 +222,32 @@ def _mixing_matrices(graph: _Builder, layout: AdapterLayout) -> dict[str, str]:
     return matrices
 
 
-def _kron_lora(
-    graph: _Builder, module: ModuleLayout, x: str, leading: list[int], factors: dict[str, str], mixing: str
-) -> str:
-    shapes = _shapes(module)
-    (d_a2, d_a1), B1, B2 = shapes["A"], shapes["B1"], shapes["B2"]
-    rank = B2[0]
-    X = graph.reshape(x, [*leading, d_a1, B2[1]])
-    U = graph.add("MatMul", X, graph.transposed(factors[module.tensor_name("B2")], B2))
-    V = graph.add("MatMul", graph.reshape(U, [*leading, d_a1 * rank]), mixing)
-    B1_transposed = graph.transposed(factors[module.tensor_name("B1")], B1)
+def _kron_lora(graph: _Builder, slot: _Slot, module: ModuleLayout, x: str, leading: list[int]) -> str:
+    (d_a2, d_a1), B1, B2 = _shape(module, "A"), _shape(module, "B1"), _shape(module, "B2")
+    d_b2, rank = B1
+    B1_transposed = graph.transposed(slot.factors[module.tensor_name("B1")], B1)
+    B2_transposed = graph.transposed(slot.factors[module.tensor_name("B2")], B2)
+    U = graph.add("MatMul", graph.reshape(x, [*leading, d_a1, B2[1]]), B2_transposed)
+    V = graph.add("MatMul", graph.reshape(U, [*leading, d_a1 * rank]), slot.mixing[module.path])
     Y = graph.add("MatMul", graph.reshape(V, [*leading, d_a2, rank]), B1_transposed)
-    return graph.reshape(Y, [*leading, d_a2 * B1[0]])
+    return graph.reshape(Y, [*leading, d_a2 * d_b2])
 
 
-def _lora(graph: _Builder, module: ModuleLayout, x: str, factors: dict[str, str]) -> str:
-    shapes = _shapes(module)
+def _lora(graph: _Builder, slot: _Slot, module: ModuleLayout, x: str) -> str:
     lora_A, lora_B = (
-        graph.transposed(factors[module.tensor_name(name)], shapes[name]) for name in ("lora_A", "lora_B")
+        graph.transposed(slot.factors[module.tensor_name(name)], _shape(module, name))
+        for name in ("lora_A", "lora_B")
     )
-    U = graph.add("Mul", graph.add("MatMul", x, lora_A), graph.constant(np.float32([module.scale])))
-    return graph.add("MatMul", U, lora_B)
+    scale = graph.constant(np.array(module.scale, np.float32))
+    return graph.add("MatMul", graph.add("Mul", graph.add("MatMul", x, lora_A), scale), lora_B)
 
 
-def _delta(module: ModuleLayout, state: State) -> npt.NDArray[np.float64]:
+def _delta(module: ModuleLayout, state: State) -> npt.NDArray[np.floating]:
     """ΔW, (d_out, d_in)."""
     factor = {f.name: state[module.tensor_name(f.name)].astype(np.float64) for f in module.factors}
     if module.kind == "kron_lora":
         return module.scale * np.kron(factor["A"], factor["B1"] @ factor["B2"])
-    product: npt.NDArray[np.float64] = module.scale * (factor["lora_B"] @ factor["lora_A"])
-    return product
+    return module.scale * (factor["lora_B"] @ factor["lora_A"])
 
 
 def _adapted_nodes(model: ModelProto, layout: AdapterLayout) -> Mapping[str, list[NodeProto]]:
@@ -248,8 +282,9 @@ def _is_transposed(node: NodeProto) -> bool:
     return any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
 
 
-def _shapes(module: ModuleLayout) -> dict[str, tuple[int, ...]]:
-    return {factor.name: factor.shape for factor in module.factors}
+def _shape(module: ModuleLayout, factor: str) -> tuple[int, int]:
+    rows, columns = next(f.shape for f in module.factors if f.name == factor)
+    return rows, columns
 
 
 def _set_output(model: ModelProto, labels: int | str) -> None:

@@ -1,0 +1,60 @@
+"""The `fedkron` command. Each subcommand is one module in `fedkron.commands`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from fedkron.commands import export, inspect, plan, predict, report, run
+from fedkron.errors import FedKronError
+
+COMMANDS = (run, report, export, predict, inspect, plan)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand. Exit code 0 only on success; 1 for an error that we explain, in one line."""
+    parser = argparse.ArgumentParser(
+        prog="fedkron",
+        description="Federated and edge exchange of Kron-LoRA adapters: kilobytes per round, Flower in, ONNX out.",
+    )
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_parser(subparsers)
+    options = parser.parse_args(arguments)
+    try:
+        return int(options.command(options))
+    except FedKronError as error:
+        print(f"fedkron: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get((error.name or "").partition(".")[0])
+        if extra is None:
+            raise
+        print(
+            f"fedkron: {error.name} is not installed, this command needs it: pip install 'fedkron[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1
+    except KeyboardInterrupt:
+        print("fedkron: interrupted", file=sys.stderr)
+        return 130
+
+
+EXTRAS = {
+    "torch": "train",
+    "transformers": "train",
+    "flwr": "flower",
+    "psutil": "flower",
+    "datasets": "data",
+    "flwr_datasets": "data",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "edge",
+    "tokenizers": "edge",
+}
+"""Which extra of fedkron brings an optional dependency."""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

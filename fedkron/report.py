@@ -1,0 +1,106 @@
+"""A run as tables for people and as figures for machines."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from fedkron.ledger import Totals, totals
+from fedkron.runlog import RunLog
+
+BASELINE = "LoRA-8 fp32"
+
+
+def figures(log: RunLog) -> dict[str, Any]:
+    """All figures of a run, ready for JSON: bytes are whole Flower messages unless named payload."""
+    overall = totals(log.transfers)
+    by_round = log.bytes_by_round
+    return {
+        "run": str(log.folder),
+        "status": log.outcome or "running",
+        "error": log.error,
+        "rounds": [
+            {**asdict(entry), "accuracy": entry.accuracy, "bytes": _bytes(by_round.get(entry.round, Totals()))}
+            for entry in log.rounds
+        ],
+        "total_bytes": _bytes(overall),
+    }
+
+
+def show(log: RunLog, console: Console) -> None:
+    """Print what happened round by round, what it cost, and what it brought per task."""
+    console.print(rounds_table(log))
+    if log.rounds and log.rounds[-1].tasks:
+        console.print(tasks_table(log))
+    console.print(bytes_line(totals(log.transfers)), highlight=False)
+    for entry in log.rounds:
+        for failure in entry.failures:
+            console.print(f"round {entry.round}: [red]failure[/red] {failure}", highlight=False)
+    if log.outcome == "failed":
+        console.print(f"[red]The run failed:[/red] {log.error}", highlight=False)
+
+
+def rounds_table(log: RunLog) -> RenderableType:
+    """One line per round: clients, accuracy per task, bytes, factor against the baseline."""
+    tasks = list(log.rounds[-1].tasks) if log.rounds else []
+    table = Table(title="Rounds", title_justify="left")
+    for heading in ("round", "clients", *tasks, "mean", "up", "down", f"× smaller than {BASELINE}"):
+        table.add_column(heading, justify="right")
+    by_round = log.bytes_by_round
+    for entry in log.rounds:
+        cost = by_round.get(entry.round, Totals())
+        clients = sum(task.clients for task in entry.tasks.values())
+        accuracies = [
+            f"{entry.tasks[task].accuracy:.3f}" if task in entry.tasks else "–" for task in tasks
+        ]
+        table.add_row(
+            str(entry.round),
+            str(clients),
+            *accuracies,
+            f"{entry.accuracy:.3f}",
+            kilobytes(cost.message_up),
+            kilobytes(cost.message_down),
+            f"{cost.factor:.1f}",
+        )
+    return table
+
+
+def tasks_table(log: RunLog) -> RenderableType:
+    """What the federation brought: majority share, head on the frozen base, federated adapter."""
+    table = Table(title="Accuracy on the clients' own test texts", title_justify="left")
+    for heading in ("task", "majority", "frozen base + head", "federated adapter", "gain"):
+        table.add_column(heading, justify="left" if heading == "task" else "right")
+    tasks = log.rounds[-1].tasks
+    rows = [(name, t.majority, t.head_only_accuracy, t.accuracy) for name, t in tasks.items()]
+    means = [sum(row[i] for row in rows) / len(rows) for i in (1, 2, 3)]  # type: ignore[misc]
+    for name, majority, head_only, accuracy in [*rows, ("mean", *means)]:
+        if name == "mean":
+            table.add_section()
+        table.add_row(
+            name, f"{majority:.3f}", f"{head_only:.3f}", f"{accuracy:.3f}", f"{accuracy - head_only:+.3f}"
+        )
+    return table
+
+
+def bytes_line(cost: Totals) -> str:
+    """The whole run in one sentence."""
+    return (
+        f"Whole run, serialized Flower messages: {kilobytes(cost.message_up)} up and "
+        f"{kilobytes(cost.message_down)} down (payloads {kilobytes(cost.payload_up)} and "
+        f"{kilobytes(cost.payload_down)}); {BASELINE} would be {kilobytes(cost.baseline)}: "
+        f"{cost.factor:.1f}× smaller."
+    )
+
+
+def kilobytes(count: int) -> str:
+    """Bytes for people, in units of 1000."""
+    if count < 1_000_000:
+        return f"{count / 1000:,.1f} kB"
+    return f"{count / 1_000_000:,.2f} MB"
+
+
+def _bytes(cost: Totals) -> dict[str, float]:
+    return {**asdict(cost), "factor": cost.factor}

@@ -1,0 +1,105 @@
+"""Reading a run folder: what a report, an export and a progress bar need to know."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedkron.errors import RunError
+from fedkron.ledger import Totals, Transfer, read_ledger, totals_by_round
+from fedkron.rundir import LEDGER, OUTCOME, ROUNDS, SETTINGS
+from fedkron.settings import Settings
+
+
+@dataclass(frozen=True)
+class TaskFigures:
+    """One task in one round: shares in [0, 1], measured on the clients' own test splits."""
+
+    accuracy: float
+    head_only_accuracy: float
+    majority: float
+    clients: int
+
+
+@dataclass(frozen=True)
+class RoundFigures:
+    """One finished round; `seconds` since the start, `projection_error` relative."""
+
+    round: int
+    tasks: dict[str, TaskFigures]
+    train_loss: float | None
+    failures: tuple[str, ...]
+    projection_error: float | None
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy over tasks; NaN when nothing was evaluated."""
+        values = [figures.accuracy for figures in self.tasks.values()]
+        return sum(values) / len(values) if values else float("nan")
+
+
+@dataclass(frozen=True)
+class RunLog:
+    """A run as it stands. `outcome` is None while it is going on."""
+
+    folder: Path
+    settings: Settings
+    rounds: tuple[RoundFigures, ...]
+    transfers: tuple[Transfer, ...]
+    outcome: str | None
+    error: str | None
+
+    @property
+    def bytes_by_round(self) -> dict[int, Totals]:
+        """Sums of the ledger per round."""
+        return totals_by_round(self.transfers)
+
+
+def read_run(folder: Path) -> RunLog:
+    """Read a run folder, finished or not. Raises `RunError` when there is no run in it."""
+    if not (folder / SETTINGS).is_file():
+        raise RunError(f"{folder} is not a run folder: there is no {SETTINGS} in it")
+    settings = Settings.from_run_config(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    outcome = _json(folder / OUTCOME)
+    transfers = tuple(read_ledger(folder / LEDGER)) if (folder / LEDGER).exists() else ()
+    rounds = tuple(_figures(line) for line in _lines(folder / ROUNDS))
+    return RunLog(folder, settings, rounds, transfers, outcome.get("status"), outcome.get("error"))
+
+
+def _json(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    content: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    # The last line may still be on its way.
+    return [
+        json.loads(line)
+        for line in path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if line.endswith("\n")
+    ]
+
+
+def _figures(line: dict[str, Any]) -> RoundFigures:
+    tasks = {
+        task: TaskFigures(
+            report["metrics"]["accuracy"],
+            report["metrics"]["head-only-accuracy"],
+            report["metrics"]["majority"],
+            report["clients"],
+        )
+        for task, report in line["evaluated"].items()
+    }
+    losses = [(report["metrics"]["loss"], report["examples"]) for report in line["trained"].values()]
+    examples = sum(count for _, count in losses)
+    loss = sum(value * count for value, count in losses) / examples if examples else None
+    return RoundFigures(
+        line["round"], tasks, loss, tuple(line["failures"]), line["projection_error"], line["seconds"]
+    )
