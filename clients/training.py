@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -59,8 +58,6 @@ def train(
     scaler = torch.amp.GradScaler(
         device.type, enabled=_half(device) == torch.float16 and device.type == "cuda"
     )
-    steps = settings.epochs * math.ceil(len(examples) / settings.batch_size)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, steps)
     torch.manual_seed(seed)
     model.train()
     total = 0.0
@@ -73,7 +70,6 @@ def train(
             scaler.scale(loss).backward()
             scaler.step(optimizer)
             scaler.update()
-            schedule.step()
             total += loss.item() * len(batch.counts)
     model.eval()
     return total / len(examples)

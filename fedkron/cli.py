@@ -16,7 +16,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand. Exit code 0 only on success; 1 for an error that we explain, in one line."""
     parser = argparse.ArgumentParser(
         prog="fedkron",
-        description="Federated and edge exchange of Kron-LoRA adapters: kilobytes per round, Flower in, ONNX out.",
+        description="Federated and edge exchange of Kron-LoRA adapters: kilobytes per round, Flower in, "
+        "ONNX out.",
     )
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -27,14 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedKronError as error:
         print(f"fedkron: {error}", file=sys.stderr)
         return 1
-    except ModuleNotFoundError as error:
-        extra = EXTRAS.get((error.name or "").partition(".")[0])
+    except ImportError as error:
+        missing = error.__cause__ if isinstance(error.__cause__, ImportError) else error
+        extra = EXTRAS.get((missing.name or "").partition(".")[0])
         if extra is None:
             raise
-        print(
-            f"fedkron: {error.name} is not installed, this command needs it: pip install 'fedkron[{extra}]'",
-            file=sys.stderr,
-        )
+        print(f"fedkron: {missing}: install it with pip install 'fedkron[{extra}]'", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("fedkron: interrupted", file=sys.stderr)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -59,18 +61,26 @@ class ModuleLayout:
     scale: float
     factors: tuple[TensorLayout, ...]
 
+    def __post_init__(self) -> None:
+        # 4 and 4.0 are equal but written differently: equal layouts must have equal contracts.
+        object.__setattr__(self, "scale", float(self.scale))
+
     @property
     def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the wrapped layer; `ContractError` for a kind that is not known here."""
-        shapes = {factor.name: factor.shape for factor in self.factors}
-        match self.kind:
-            case "kron_lora":
-                A, B1, B2 = shapes["A"], shapes["B1"], shapes["B2"]
-                return A[0] * B1[0], A[1] * B2[1]
-            case "lora":
-                return shapes["lora_B"][0], shapes["lora_A"][1]
-            case _:
-                raise ContractError(f"adapter kind {self.kind!r} is not known here: update fedkron")
+        """(d_out, d_in) of the wrapped layer.
+
+        Raises `ContractError` for a kind that is not known here, or factors that are not those of it.
+        """
+        match self.kind, {factor.name: factor.shape for factor in self.factors}:
+            case "kron_lora", {"A": (d_a2, d_a1), "B1": (d_b2, rank), "B2": (rows, d_b1)} if rank == rows:
+                return d_a2 * d_b2, d_a1 * d_b1
+            case "lora", {"lora_A": (rank, d_in), "lora_B": (d_out, columns)} if rank == columns:
+                return d_out, d_in
+            case kind, shapes:
+                raise ContractError(
+                    f"layer {self.path!r}: an adapter of kind {kind!r} with factors {shapes} is not known "
+                    "here: update fedkron"
+                )
 
     def tensor_name(self, factor: str) -> str:
         """Full name of one factor, as it appears in a state: `path.factor`."""
@@ -84,11 +94,18 @@ class AdapterLayout:
     `base` is the SHA-256 fingerprint of the base's weights (hex; empty where there is no base, as for
     the arrays of somebody else's Flower app). `dense` lists tensors that are trained in full and
     travel as they are, such as a head that all clients share.
+
+    Raises `ContractError` when two tensors have the same name.
     """
 
     base: str
     modules: tuple[ModuleLayout, ...]
     dense: tuple[TensorLayout, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = Counter(tensor.name for tensor in self.tensors)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ContractError(f"not an adapter layout: two tensors have the name {twice[0]!r}")
 
     @cached_property
     def tensors(self) -> tuple[TensorLayout, ...]:
@@ -117,12 +134,11 @@ class AdapterLayout:
 
     def to_json(self) -> str:
         """Canonical JSON: same layout, same bytes."""
-        content = {"version": LAYOUT_VERSION, **asdict(self)}
-        return json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return _canonical({"version": LAYOUT_VERSION, **asdict(self)})
 
     @staticmethod
     def from_json(text: str | bytes) -> AdapterLayout:
-        """Inverse of `to_json`.
+        """Inverse of `to_json`; whitespace and the order of keys do not matter.
 
         Raises `ContractError` when the text is not a layout of a version that we know.
         """
@@ -135,17 +151,26 @@ class AdapterLayout:
                     "update fedkron on this machine"
                 )
             modules = tuple(
-                ModuleLayout(
-                    str(m["path"]), str(m["kind"]), float(m["scale"]), _tensors_from_json(m["factors"])
-                )
+                ModuleLayout(str(m["path"]), str(m["kind"]), _scale(m["scale"]), _tensors(m["factors"]))
                 for m in content["modules"]
             )
-            return AdapterLayout(str(content["base"]), modules, _tensors_from_json(content["dense"]))
-        except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as error:
+            layout = AdapterLayout(str(content["base"]), modules, _tensors(content["dense"]))
+            # Unknown keys and values of another type got lost above: the contract would not cover them.
+            if _canonical(content) != layout.to_json():
+                raise ContractError(
+                    f"not an adapter layout: it has keys or types that version {LAYOUT_VERSION} does not have"
+                )
+            return layout
+        except ContractError:
+            raise
+        except (LookupError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise ContractError(f"not an adapter layout: {error!r}") from error
 
     def with_head(self, outputs: int, hidden_size: int) -> AdapterLayout:
-        """The same layout with a head that all nodes share: `head.weight` and `head.bias` travel too."""
+        """The same layout with a head that all nodes share: `head.weight` and `head.bias` travel too.
+
+        Raises `ContractError` when it has a head already.
+        """
         head = (TensorLayout(HEAD_WEIGHT, (outputs, hidden_size)), TensorLayout(HEAD_BIAS, (outputs,)))
         return AdapterLayout(self.base, self.modules, self.dense + head)
 
@@ -160,14 +185,23 @@ class AdapterLayout:
         return AdapterLayout("", (), tuple(TensorLayout(n, tuple(a.shape)) for n, a in arrays.items()))
 
 
-def _tensors_from_json(items: list[dict[str, object]]) -> tuple[TensorLayout, ...]:
-    tensors = []
-    for item in items:
-        shape = item["shape"]
-        if not isinstance(shape, list) or not all(type(n) is int and n >= 0 for n in shape):
-            raise ContractError(f"not an adapter layout: {item['name']!r} has shape {shape!r}")
-        tensors.append(TensorLayout(str(item["name"]), tuple(shape)))
-    return tuple(tensors)
+def _canonical(content: object) -> str:
+    return json.dumps(content, sort_keys=True, separators=(",", ":"))
+
+
+def _scale(number: Any) -> float:  # noqa: ANN401
+    scale = float(number)
+    if not math.isfinite(scale):
+        raise ContractError(f"not an adapter layout: a scale is {scale}")
+    return scale
+
+
+def _tensors(items: Any) -> tuple[TensorLayout, ...]:  # noqa: ANN401
+    tensors = tuple(TensorLayout(str(item["name"]), tuple(map(int, item["shape"]))) for item in items)
+    for tensor in tensors:
+        if any(n < 0 for n in tensor.shape):
+            raise ContractError(f"not an adapter layout: {tensor.name!r} has shape {list(tensor.shape)}")
+    return tensors
 
 
 def flatten(state: Mapping[str, npt.NDArray[np.floating]], layout: AdapterLayout) -> Vector:
@@ -180,16 +214,15 @@ def flatten(state: Mapping[str, npt.NDArray[np.floating]], layout: AdapterLayout
         raise AdapterError(f"tensor {unknown[0]!r} is not part of the adapter's layout ({len(unknown)} such)")
     if missing := sorted(names - state.keys()):
         raise AdapterError(f"tensor {missing[0]!r} of the adapter's layout is missing ({len(missing)} such)")
-    vector = np.empty(layout.size, np.float32)
-    start = 0
     for tensor in layout.tensors:
-        array = state[tensor.name]
-        if array.shape != tensor.shape:
+        if (shape := state[tensor.name].shape) != tensor.shape:
             raise AdapterError(
-                f"tensor {tensor.name!r} has shape {list(array.shape)}, the layout says {list(tensor.shape)}"
+                f"tensor {tensor.name!r} has shape {list(shape)}, the layout says {list(tensor.shape)}"
             )
-        vector[start : start + tensor.size] = array.ravel()
-        start += tensor.size
+    # Only now that real arrays have the layout's shapes: a hostile layout could name any size.
+    vector = np.empty(layout.size, np.float32)
+    for name, part in unflatten(vector, layout).items():
+        part[...] = state[name]
     return vector
 
 

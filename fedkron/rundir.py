@@ -6,6 +6,8 @@
     rounds.jsonl          accuracy per task, failures and projection error, a line per round
     ledger.jsonl          bytes, a line per message
     outcome.json          how it ended; its absence means that it did not end
+    report.json           all figures of the finished run, from `fedkron run`
+    flower.log            what Flower logged, from `fedkron run`
     nodes/<task>-<k>/head.safetensors   written by the clients, on their own machines
 """
 
@@ -24,6 +26,8 @@ ADAPTER = "adapter.safetensors"
 ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
 OUTCOME = "outcome.json"
+REPORT = "report.json"
+FLOWER_LOG = "flower.log"
 NODES = "nodes"
 HEAD = "head.safetensors"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from fedkron.aggregation import AGGREGATIONS
 from fedkron.compression import CODECS
@@ -17,6 +17,8 @@ from fedkron.layout import ADAPTER_KINDS
 
 if TYPE_CHECKING:  # torch is imported only where a model is: a server can do without
     from fedkron.adapters import AdapterSpec
+
+T = TypeVar("T")
 
 PARTITIONS = ("iid", "dirichlet")
 HEADS = ("local", "shared")
@@ -141,14 +143,14 @@ def run_config(settings: object, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _typed(cls: type, config: Mapping[str, object], prefix: str) -> Any:  # noqa: ANN401
+def _typed(cls: type[T], config: Mapping[str, object], prefix: str) -> T:
     hints = get_type_hints(cls)
     values = {}
-    for item in fields(cls):
+    for item in fields(cls):  # type: ignore[arg-type]
         key = prefix + item.name.replace("_", "-")
         wanted = hints[item.name]
         if is_dataclass(wanted):
-            values[item.name] = _typed(wanted, config, f"{key}.")  # type: ignore[arg-type]
+            values[item.name] = _typed(wanted, config, f"{key}.")
         elif key in config:
             values[item.name] = _converted(key, config[key], wanted)
     return cls(**values)

@@ -47,7 +47,7 @@ class AdaptedLinear(nn.Module):
         raise NotImplementedError
 
     def correction(self, x: Tensor) -> Tensor:
-        """ΔW·x for float32 (or autocast) x of shape (…, d_in), as (…, d_out), without forming ΔW."""
+        """ΔW·x for x of shape (…, d_in) in the factors' dtype, as (…, d_out), without forming ΔW."""
         raise NotImplementedError
 
     def delta(self) -> Tensor:
@@ -59,7 +59,7 @@ class AdaptedLinear(nn.Module):
         output: Tensor = self.base(x)
         x = self.dropout(x)
         if not torch.is_autocast_enabled(x.device.type):
-            x = x.float()
+            x = x.to(self.get_parameter(self.factor_names[0]).dtype)
         return output + self.correction(x).to(output.dtype)
 
     def factors(self) -> dict[str, nn.Parameter]:

@@ -16,6 +16,10 @@ from fedkron.errors import AdapterError
 
 M = TypeVar("M", bound=nn.Module)
 
+# These read the weights of their linear layers without calling them (the encoder layer in its fast path,
+# in eval mode): a wrapper would do nothing.
+_BYPASSING = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
 
 def attach(model: M, spec: AdapterSpec) -> M:
     """Wrap every targeted `nn.Linear` of `model` in place, freeze the rest, and return the model.
@@ -62,14 +66,14 @@ def detach(model: M) -> M:
 def merge(model: M) -> M:
     """Fold every ΔW into its layer's weight in place and remove the adapters.
 
-    The sum is taken in float32 and rounded to the weight's dtype. The weight becomes a tensor of its
-    own: a tied embedding keeps its old values.
+    The sum is taken in float32 (float64 for a float64 weight) and rounded to the weight's dtype. The
+    weight becomes a tensor of its own: a tied embedding keeps its old values.
     """
     merged: set[AdaptedLinear] = set()
     for path, layer in _all_places(model):
         if layer not in merged:
             weight = layer.base.weight
-            total = weight.detach().float() + layer.delta().detach()
+            total = weight.detach() + layer.delta().detach()
             layer.base.weight = nn.Parameter(total.to(weight.dtype), requires_grad=False)
             merged.add(layer)
         model.set_submodule(path, layer.base)
@@ -96,14 +100,18 @@ def _target_places(model: nn.Module, spec: AdapterSpec) -> list[tuple[str, nn.Li
     if missing := [path for path in spec.full if path not in modules]:
         raise AdapterError(f"module {missing[0]!r}, to be trained in full, is not in {type(model).__name__}")
 
-    def is_target(path: str, module: nn.Module) -> bool:
+    def is_target(path: str) -> bool:
         inside_full = any(path == full or path.startswith(full + ".") for full in spec.full)
-        # MultiheadAttention reads its out_proj's weight without calling it: a wrapper would do nothing.
-        bypassed = isinstance(modules.get(path.rpartition(".")[0]), nn.MultiheadAttention)
+        bypassed = isinstance(modules.get(path.rpartition(".")[0]), _BYPASSING)
         matches = any(fnmatchcase(path, pattern) for pattern in spec.targets)
-        return isinstance(module, nn.Linear) and matches and not inside_full and not bypassed
+        # The model itself (path "") cannot be replaced in place.
+        return path != "" and matches and not inside_full and not bypassed
 
-    return [(path, module) for path, module in modules.items() if is_target(path, module)]  # type: ignore[misc]
+    return [
+        (path, module)
+        for path, module in modules.items()
+        if isinstance(module, nn.Linear) and is_target(path)
+    ]
 
 
 def _with_d_a2(model: nn.Module, spec: AdapterSpec) -> AdapterSpec:

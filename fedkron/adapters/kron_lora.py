@@ -59,7 +59,7 @@ class KronLoRALinear(AdaptedLinear):
 
     def correction(self, x: Tensor) -> Tensor:
         """ΔW·x for (…, d_in): with x viewed as X (…, d_A1, d_B1), it is (A·(X·B2ᵀ))·B1ᵀ, flattened."""
-        X = x.unflatten(-1, (self.A.shape[1], self.B2.shape[1]))
+        X = torch.unflatten(x, -1, (self.A.shape[1], self.B2.shape[1]))
         U = nn.functional.linear(X, self.B2)
         V = (self.scale * self.A) @ U
         return nn.functional.linear(V, self.B1).flatten(-2)

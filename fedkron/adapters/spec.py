@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fedkron.errors import ConfigError
@@ -33,8 +34,8 @@ class AdapterSpec:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: it must be at least 1")
-        if not self.alpha > 0:
-            raise ConfigError(f"alpha is {self.alpha}: it must be greater than 0")
+        if not 0 < self.alpha < math.inf:
+            raise ConfigError(f"alpha is {self.alpha}: it must be greater than 0 and finite")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedkron.adapters.attach import adapted_layers
 from fedkron.errors import AdapterError
-from fedkron.layout import AdapterLayout, ModuleLayout, State, TensorLayout
+from fedkron.layout import AdapterLayout, ModuleLayout, State, TensorLayout, flatten, unflatten
 
 
 def adapter_layout(model: nn.Module, base: str) -> AdapterLayout:
@@ -51,23 +51,14 @@ def load_adapter_state(model: nn.Module, state: State) -> None:
     Raises `AdapterError`, leaving the model untouched, when a tensor is missing, unknown, of another
     shape, or not finite.
     """
-    tensors = adapter_layout(model, base="").tensors
-    if unknown := sorted(state.keys() - {tensor.name for tensor in tensors}):
-        raise AdapterError(f"tensor {unknown[0]!r} is not part of this model's adapter")
-    for tensor in tensors:
-        array = state.get(tensor.name)
-        if array is None:
-            raise AdapterError(f"tensor {tensor.name!r} of this model's adapter is missing")
-        if array.shape != tensor.shape:
-            raise AdapterError(
-                f"tensor {tensor.name!r} has shape {list(array.shape)}, the model needs {list(tensor.shape)}"
-            )
-        if not np.isfinite(array).all():
-            raise AdapterError(f"tensor {tensor.name!r} holds values that are not finite")
+    layout = adapter_layout(model, base="")
+    tensors = unflatten(flatten(state, layout), layout)
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise AdapterError(f"tensor {name!r} holds values that are not finite")
     with torch.no_grad():
-        for tensor in tensors:
-            # The copy also takes read-only arrays, which torch would warn about.
-            model.get_parameter(tensor.name).copy_(torch.from_numpy(np.array(state[tensor.name])))
+        for name, tensor in tensors.items():
+            model.get_parameter(name).copy_(torch.from_numpy(tensor))
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol, TextIO
+from typing import IO, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
@@ -43,7 +43,7 @@ class NoProgress:
 class LineProgress:
     """Prints a line per finished round."""
 
-    def __init__(self, output: TextIO, rounds: int) -> None:
+    def __init__(self, output: IO[str], rounds: int) -> None:
         self._output = output
         self._rounds = rounds
         self._shown = 0

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 import tomllib
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fedkron.commands.progress import LineProgress, NoProgress, Progress, TerminalProgress
-from fedkron.errors import ConfigError, RunError
+from fedkron.demo import DEMO_TASKS, resolve_task
+from fedkron.errors import ConfigError, RunError, TaskError
+from fedkron.exchange import write_atomically
 from fedkron.report import figures, show
-from fedkron.rundir import SETTINGS, run_directory
-from fedkron.runlog import read_run
+from fedkron.rundir import FLOWER_LOG, REPORT, SETTINGS, run_directory
+from fedkron.runlog import RunLog, read_run
 from fedkron.settings import Settings, run_config
 
 if TYPE_CHECKING:
@@ -36,11 +38,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "run",
         help="run a federation and wait for its end",
-        description="Run a federation through `flwr run`, show its progress, and end with exit code 0 only if "
-        "Flower says that it completed. By default all nodes are simulated on this machine, by a "
+        description="Run a federation through `flwr run`, show its progress, and end with exit code 0 only "
+        "if Flower says that it completed. By default all nodes are simulated on this machine, by a "
         "SuperLink of the run's own that is gone afterwards.",
     )
-    parser.add_argument("app", type=Path, nargs="?", default=Path(), help="folder of the Flower app (default: .)")
+    parser.add_argument(
+        "app", type=Path, nargs="?", default=Path(), help="folder of the Flower app (default: .)"
+    )
     parser.add_argument(
         "-c",
         "--run-config",
@@ -60,47 +64,115 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--superlink", metavar="NAME", help="run on this SuperLink of your Flower configuration instead"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON; progress is off")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check the settings, run, and print the report. Raises `RunError` when the run did not complete."""
-    settings = _settings(options)
+    """Run, and print the report. Raises `RunError` when the run did not complete."""
     if options.nodes is not None and options.nodes < 1:
         raise ConfigError(f"--nodes is {options.nodes}: it must be at least 1")
-    folder = run_directory(settings, run_id=0)
-    if (folder / SETTINGS).exists():
-        raise ConfigError(f"run folder {folder} is taken: choose another run-name, or delete it")
-    with _connection(options.superlink) as connection, _run_config_file(settings) as file:
-        run_id = connection.submit(options.app, file, _federation_config(options, settings))
-        status, details = _wait(connection, run_id, folder, _progress(options, settings))
-        log_text = connection.log(run_id)
-    if not folder.exists():
-        raise RunError(f"the run ended as {status} before it began ({details}); Flower's log:\n{_tail(log_text)}")
-    (folder / "flower.log").write_text(log_text, encoding="utf-8")
-    log = read_run(folder)
-    if status != "finished:completed" or log.outcome != "completed":
-        reason = log.error or details or _tail(log_text)
-        raise RunError(f"the run ended as {status}: {reason} (Flower's log: {folder / 'flower.log'})")
-    if options.json:
+    settings = read_settings(options.app, options.run_config)
+    if options.superlink is None:
+        settings = localized(settings)
+    nodes = options.nodes or len(settings.task_sources)
+    simulation = (
+        f"num-supernodes={nodes} client-resources-num-cpus={options.cpus_per_node} "
+        f"client-resources-num-gpus={options.gpus_per_node}"
+    )
+    progress = NoProgress() if options.quiet else progress_for(Console(stderr=True), settings)
+    if options.superlink is None:
+        log = federate(options.app, settings, simulation, progress)
+    else:
+        log = federate(options.app, settings, None, progress, superlink=options.superlink)
+    if log is None:
+        print(f"The run completed. Its folder, {settings.run_name}, is where the SuperLink runs.")
+    elif options.json:
         print(json.dumps(figures(log), indent=1))
     else:
         show(log, Console())
-        print(f"Run folder: {folder}")
+        print(f"Run folder: {log.folder}")
     return 0
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    """What the app's pyproject.toml says, then every --run-config on top, checked."""
+def localized(settings: Settings) -> Settings:
+    """Settings for a simulation on this machine: absolute paths, demo data at hand, tasks that exist.
+
+    Flower's processes have other current folders than the user has, and would fail much later. Raises
+    `TaskError` for a task that does not exist.
+    """
+    sources = [_local_source(source) for source in settings.task_sources]
+    base = str(Path(settings.base).absolute()) if Path(settings.base).is_dir() else settings.base
+    output = str(Path(settings.output_dir).expanduser().absolute())
+    return replace(settings, base=base, tasks=",".join(sources), output_dir=output)
+
+
+def _local_source(source: str) -> str:
+    if source.startswith("demo:"):
+        resolve_task(source)
+    if source.startswith(("demo:", "hf:")):
+        return source
+    folder = Path(source).expanduser().absolute()
+    if not folder.is_dir():
+        raise TaskError(
+            f"task folder {source} does not exist: give a folder with train.jsonl and test.jsonl, "
+            f"hf:OWNER/NAME, or one of {', '.join('demo:' + name for name in DEMO_TASKS)}"
+        )
+    return str(folder)
+
+
+def federate(
+    app: Path, settings: Settings, simulation: str | None, progress: Progress, *, superlink: str | None = None
+) -> RunLog | None:
+    """Submit a run, wait for its end, and return what it wrote (None if that is on another machine).
+
+    `simulation` is Flower's federation config (`num-supernodes=4 …`), None for a real federation.
+    Without `superlink` the run gets a local SuperLink of its own. Raises `ConfigError` when the run
+    folder is taken, `RunError` when Flower says anything but completed.
+    """
+    from fedkron.flower.superlink import COMPLETED, Connection, private_superlink
+
+    folder = run_directory(settings, run_id=0)
+    if (folder / SETTINGS).exists():
+        raise ConfigError(f"run folder {folder} is taken: choose another run-name, or delete it")
+    link = private_superlink() if superlink is None else nullcontext(Connection(superlink, {}))
+    with link as connection, _run_config_file(settings) as file:
+        run_id = connection.submit(app, file, simulation)
+        status, details = _wait(connection, run_id, folder, progress)
+        flower_log = connection.log(run_id)
+    if not (folder / SETTINGS).exists():
+        if status == COMPLETED:
+            return None
+        raise RunError(f"the run ended as {status} before it began ({details}):\n{_tail(flower_log)}")
+    log = read_run(folder)
+    write_atomically(folder / FLOWER_LOG, flower_log.encode())
+    write_atomically(folder / REPORT, json.dumps(figures(log), indent=1).encode())
+    if status != COMPLETED or log.outcome != "completed":
+        reason = log.error or f"{details}\n{_tail(flower_log)}"
+        raise RunError(f"the run ended as {status}: {reason} (Flower's log: {folder / FLOWER_LOG})")
+    return log
+
+
+def progress_for(console: Console, settings: Settings) -> Progress:
+    """A live bar where there is a terminal, plain lines elsewhere."""
+    rounds = settings.num_server_rounds
+    return TerminalProgress(console, rounds) if console.is_terminal else LineProgress(console.file, rounds)
+
+
+def read_settings(app_folder: Path, run_configs: Sequence[str]) -> Settings:
+    """What the app's pyproject.toml says, then each run config (a TOML file, or pairs) on top, checked.
+
+    The run gets a name if it has none. Raises `ConfigError` for anything that cannot be read or is not a
+    setting.
+    """
     from flwr.common.config import flatten_dict, parse_config_args
 
-    pyproject = options.app / "pyproject.toml"
+    pyproject = app_folder / "pyproject.toml"
     if not pyproject.is_file():
-        raise ConfigError(f"{options.app.resolve()} has no pyproject.toml: give the folder of a fedkron app")
+        raise ConfigError(f"{app_folder.resolve()} has no pyproject.toml: give the folder of a fedkron app")
     app = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("flwr", {}).get("app", {})
     config: dict[str, object] = dict(flatten_dict(app.get("config", {})))
-    for text in options.run_config:
+    for text in run_configs:
         if text.endswith(".toml") and not Path(text).is_file():
             raise ConfigError(f"run-config file {text} does not exist")
         try:
@@ -108,7 +180,6 @@ def _settings(options: argparse.Namespace) -> Settings:
         except Exception as error:  # Flower raises whatever its parsers raise
             raise ConfigError(f"--run-config {text!r} cannot be read: {error}") from error
     config["run-name"] = config.get("run-name") or f"{datetime.now():%Y%m%d-%H%M%S}"
-    config["output-dir"] = str(Path(str(config.get("output-dir", "runs"))).expanduser().absolute())
     return Settings.from_run_config(config)
 
 
@@ -122,32 +193,10 @@ def _run_config_file(settings: Settings) -> Iterator[Path]:
         yield file
 
 
-def _connection(superlink: str | None) -> AbstractContextManager[Connection]:
-    from fedkron.flower.superlink import Connection, private_superlink
-
-    return private_superlink() if superlink is None else nullcontext(Connection(superlink, {}))
-
-
-def _federation_config(options: argparse.Namespace, settings: Settings) -> str | None:
-    if options.superlink is not None:
-        return None
-    nodes = options.nodes or len(settings.task_sources)
-    return (
-        f"num-supernodes={nodes} client-resources-num-cpus={options.cpus_per_node} "
-        f"client-resources-num-gpus={options.gpus_per_node}"
-    )
-
-
-def _progress(options: argparse.Namespace, settings: Settings) -> Progress:
-    if options.quiet or options.json:
-        return NoProgress()
-    console = Console(stderr=True)
-    rounds = settings.num_server_rounds
-    return TerminalProgress(console, rounds) if console.is_terminal else LineProgress(sys.stderr, rounds)
-
-
 def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress) -> tuple[str, str]:
     """Follow the run folder, and ask Flower for the true status, until the run has ended."""
+    from fedkron.flower.superlink import FINISHED
+
     asked = time.monotonic()
     try:
         with progress:
@@ -159,7 +208,7 @@ def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress)
                 if ended or time.monotonic() - asked > STATUS_POLL_SECONDS:
                     status, details = connection.status(run_id)
                     asked = time.monotonic()
-                    if status.startswith("finished:"):
+                    if status.startswith(FINISHED):
                         return status, details
                 time.sleep(FILE_POLL_SECONDS)
     except KeyboardInterrupt:

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from fedkron.errors import AdapterError, ContractError
+from fedkron.errors import AdapterError, ContractError, FedKronError
 from fedkron.layout import AdapterLayout, State, flatten
 
-FILE_VERSION = "1"
+FILE_VERSION = 1
 ADAPTER_FORMAT = "fedkron-adapter"
 HEAD_FORMAT = "fedkron-head"
+METADATA_KEY = "fedkron"
+"""The key in the safetensors metadata; its value is one JSON object."""
+
+Metadata = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -50,17 +57,12 @@ class HeadFile:
 
 
 def save_adapter(path: Path, adapter: AdapterFile) -> None:
-    """Write an adapter file atomically; `AdapterError` when the state does not fit the layout."""
+    """Write an adapter file atomically: same adapter, same bytes.
+
+    Raises `AdapterError`, writing nothing, when the state does not fit the layout or is not finite.
+    """
     flatten(adapter.state, adapter.layout)
-    metadata = {
-        "format": ADAPTER_FORMAT,
-        "version": FILE_VERSION,
-        "contract": adapter.layout.contract,
-        "layout": adapter.layout.to_json(),
-        "base": adapter.base_name,
-        "info": json.dumps(adapter.info, sort_keys=True),
-    }
-    write_atomically(path, save(_contiguous(adapter.state), metadata))
+    write_atomically(path, _packed(adapter.state, _adapter_metadata(adapter)))
 
 
 def load_adapter(path: Path) -> AdapterFile:
@@ -69,81 +71,143 @@ def load_adapter(path: Path) -> AdapterFile:
     Raises `AdapterError` when it is missing, damaged or of another format, `ContractError` when its
     contract is not that of its own layout.
     """
-    tensors, metadata = _read(path, ADAPTER_FORMAT)
-    layout = AdapterLayout.from_json(metadata["layout"])
-    if layout.contract != metadata["contract"]:
-        raise ContractError(f"{path}: the contract does not match the layout: the file was altered")
-    flatten(tensors, layout)
-    return AdapterFile(tensors, layout, metadata["base"], json.loads(metadata["info"]))
+    with _naming_the_file(path):
+        tensors, metadata = _unpacked(path, ADAPTER_FORMAT)
+        layout = AdapterLayout.from_json(json.dumps(metadata["layout"]))
+        if layout.contract != metadata["contract"]:
+            raise ContractError("the contract does not match the layout: the file was altered")
+        flatten(tensors, layout)
+        info = {str(key): str(value) for key, value in metadata["info"].items()}
+        adapter = AdapterFile(tensors, layout, str(metadata["base"]), info)
+        _check_same(metadata, _adapter_metadata(adapter))
+        return adapter
 
 
 def save_head(path: Path, head: HeadFile) -> None:
-    """Write a head file atomically."""
-    metadata = {
-        "format": HEAD_FORMAT,
-        "version": FILE_VERSION,
-        "contract": head.contract,
-        "task": head.task,
-        "task_kind": head.task_kind,
-        "labels": json.dumps(head.labels),
-    }
-    write_atomically(path, save(_contiguous({"weight": head.weight, "bias": head.bias}), metadata))
+    """Write a head file atomically: same head, same bytes.
+
+    Raises `AdapterError`, writing nothing, when its parts do not belong together or are not finite.
+    """
+    _check_head(head)
+    write_atomically(path, _packed({"weight": head.weight, "bias": head.bias}, _head_metadata(head)))
 
 
 def load_head(path: Path) -> HeadFile:
     """Read a head file; raises `AdapterError` when it is missing, damaged or of another format."""
-    tensors, metadata = _read(path, HEAD_FORMAT)
-    weight, bias = tensors["weight"], tensors["bias"]
-    labels = tuple(json.loads(metadata["labels"]))
-    if weight.ndim != 2 or bias.shape != weight.shape[:1] or (labels and len(labels) != len(bias)):
-        raise AdapterError(
-            f"{path}: weight {list(weight.shape)}, bias {list(bias.shape)} and {len(labels)} labels "
-            "do not belong together"
-        )
-    return HeadFile(weight, bias, metadata["task"], metadata["task_kind"], labels, metadata["contract"])
+    with _naming_the_file(path):
+        tensors, metadata = _unpacked(path, HEAD_FORMAT)
+        if tensors.keys() != {"weight", "bias"}:
+            raise AdapterError(f"a head has tensors weight and bias, this has {', '.join(sorted(tensors))}")
+        task, task_kind, contract = (str(metadata[key]) for key in ("task", "task_kind", "contract"))
+        labels = tuple(map(str, metadata["labels"]))
+        head = HeadFile(tensors["weight"], tensors["bias"], task, task_kind, labels, contract)
+        _check_same(metadata, _head_metadata(head))
+        _check_head(head)
+        return head
 
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes the file private to its owner; give it what open() would have given.
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
-def _contiguous(tensors: State) -> State:
-    return {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+def _adapter_metadata(adapter: AdapterFile) -> Metadata:
+    return {
+        "format": ADAPTER_FORMAT,
+        "version": FILE_VERSION,
+        "contract": adapter.layout.contract,
+        "layout": json.loads(adapter.layout.to_json()),
+        "base": adapter.base_name,
+        "info": adapter.info,
+    }
 
 
-def _read(path: Path, expected_format: str) -> tuple[State, dict[str, str]]:
+def _head_metadata(head: HeadFile) -> Metadata:
+    return {
+        "format": HEAD_FORMAT,
+        "version": FILE_VERSION,
+        "contract": head.contract,
+        "task": head.task,
+        "task_kind": head.task_kind,
+        "labels": list(head.labels),
+    }
+
+
+def _check_head(head: HeadFile) -> None:
+    weight, bias, labels = head.weight, head.bias, head.labels
+    match head.task_kind:
+        case "classification":
+            fits = len(labels) in (0, len(bias))
+        case "multiple_choice":
+            fits = len(bias) == 1 and not labels
+        case unknown:
+            raise AdapterError(f"task kind {unknown!r} is neither classification nor multiple_choice")
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or not fits:
+        raise AdapterError(
+            f"weight {list(weight.shape)}, bias {list(bias.shape)} and {len(labels)} labels do not belong "
+            f"together in a head for {head.task_kind}"
+        )
+
+
+def _check_finite(tensors: State) -> None:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise AdapterError(f"tensor {name!r} holds values that are not finite")
+
+
+def _check_same(found: Metadata, expected: Metadata) -> None:
+    # Keys that we do not know, and values of another type, got lost on the way from found to expected.
+    if found != expected:
+        different = sorted(
+            key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)
+        )
+        raise AdapterError(f"metadata {', '.join(different)} is not as this version writes it")
+
+
+def _packed(tensors: State, metadata: Metadata) -> bytes:
+    _check_finite(tensors)
+    contiguous = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    # One key only: safetensors writes several in random order.
+    return save(contiguous, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+
+
+def _unpacked(path: Path, expected_format: str) -> tuple[State, Metadata]:
+    with safe_open(path, framework="numpy") as file:
+        metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+        if (found := metadata.get("format", "not given")) != expected_format:
+            raise AdapterError(f"not a {expected_format} file (its format is {found!r})")
+        if (version := metadata["version"]) != FILE_VERSION:
+            raise AdapterError(f"format version is {version!r}, known here is {FILE_VERSION}: update fedkron")
+        names = file.keys()
+        for name in names:
+            # Asked before the tensor is read: numpy does not have all types that safetensors has.
+            if (dtype := file.get_slice(name).get_dtype()) != "F32":
+                raise AdapterError(f"tensor {name!r} is {dtype}, expected F32")
+        tensors: State = {name: file.get_tensor(name) for name in names}
+    _check_finite(tensors)
+    return tensors, metadata
+
+
+@contextmanager
+def _naming_the_file(path: Path) -> Iterator[None]:
+    """Every error says which file it is about, and damage of any sort is an `AdapterError`."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        yield
+    except FedKronError as error:
+        raise type(error)(f"{path}: {error}") from error
     except FileNotFoundError:
         raise AdapterError(f"{path} does not exist") from None
     except (SafetensorError, OSError) as error:
         raise AdapterError(f"{path} is not a safetensors file: {error}") from error
-    if metadata.get("format") != expected_format:
-        raise AdapterError(
-            f"{path} is not a {expected_format} file (its format is {metadata.get('format', 'not given')!r})"
-        )
-    if metadata["version"] != FILE_VERSION:
-        raise AdapterError(
-            f"{path} has format version {metadata['version']}, known here is {FILE_VERSION}: update fedkron"
-        )
-    for name, tensor in tensors.items():
-        if tensor.dtype != np.float32:
-            raise AdapterError(f"{path}: tensor {name!r} is {tensor.dtype}, expected float32")
-        if not np.isfinite(tensor).all():
-            raise AdapterError(f"{path}: tensor {name!r} holds values that are not finite")
-    return tensors, metadata
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise AdapterError(f"{path}: its metadata is damaged: {error!r}") from error

@@ -11,7 +11,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message
 from flwr.clientapp.typing import ClientAppCallable
 
 from fedkron.compression import encode_with_feedback
-from fedkron.compression.codecs import codec
 from fedkron.errors import PayloadError
 from fedkron.flower.wire import (
     PAYLOAD,
@@ -22,7 +21,7 @@ from fedkron.flower.wire import (
     to_state,
     unpack_broadcast,
 )
-from fedkron.layout import Vector
+from fedkron.layout import Vector, flatten, unflatten
 
 RESIDUAL = "fedkron.residual"
 CONTRACT = "contract"
@@ -60,19 +59,18 @@ def compressed_exchange(message: Message, context: Context, call_next: ClientApp
 
 
 def _encode_update(key: str, broadcast: Broadcast, trained: ArrayRecord, context: Context) -> ConfigRecord:
-    after = to_state(trained)
-    update = {name: after[name] - before for name, before in broadcast.state.items() if name in after}
+    layout = broadcast.layout
+    # Flattened first, because that refuses tensors that are missing, unknown or of another shape.
+    update = flatten(to_state(trained), layout) - flatten(broadcast.state, layout)
     residual_key = f"{RESIDUAL}.{key}"
     blob, residual = encode_with_feedback(
-        update,
-        _kept_residual(context, residual_key, broadcast.layout.contract),
-        broadcast.layout,
-        codec(broadcast.upload_codec),
+        unflatten(update, layout),
+        _kept_residual(context, residual_key, layout.contract),
+        layout,
+        broadcast.upload_codec,
         broadcast.round,
     )
-    context.state[residual_key] = ConfigRecord(
-        {CONTRACT: broadcast.layout.contract, "residual": residual.tobytes()}
-    )
+    context.state[residual_key] = ConfigRecord({CONTRACT: layout.contract, "residual": residual.tobytes()})
     return ConfigRecord({PAYLOAD: blob})
 
 

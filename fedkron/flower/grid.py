@@ -1,7 +1,7 @@
 """The server half of the seam: a Grid that encodes broadcasts and decodes uploads.
 
 `CompressedGrid(grid)` goes where the grid went: any Flower strategy runs on it unchanged and sees plain
-arrays. Every message is entered in the ledger. An upload that cannot be accepted reaches the strategy as
+arrays. Every message with content is entered in the ledger. An upload that cannot be accepted reaches the strategy as
 an error reply: it is counted as a failure and never touches the global adapter.
 """
 
@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from logging import WARNING
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app.message import make_message
 from flwr.common import log
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from fedkron.compression import decode
-from fedkron.compression.codecs import codec
-from fedkron.errors import FedKronError, PayloadError
+from fedkron.compression import codec, decode
+from fedkron.errors import FedKronError, PayloadError, RunError
 from fedkron.flower.wire import (
     is_packed,
     message_bytes,
@@ -38,12 +40,12 @@ REJECTED_UPLOAD = 100
 """Error code of a reply whose upload was not admitted (Flower's own codes are below 100)."""
 
 
+@dataclass
 class _Sent:
     """What the server remembers of a message until its reply comes."""
 
-    def __init__(self, round_: int, arrays: dict[str, tuple[State, AdapterLayout]]) -> None:
-        self.round = round_
-        self.arrays = arrays
+    round: int
+    arrays: dict[str, tuple[State, AdapterLayout]] = field(default_factory=dict)
 
 
 class CompressedGrid(Grid):
@@ -70,14 +72,23 @@ class CompressedGrid(Grid):
         self.ledger = ledger or Ledger()
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Encode the arrays of each message, then push it; the same arrays are encoded once."""
+        """Encode the arrays of each message, then push it; the same arrays are encoded once.
+
+        Raises `AdapterError` for arrays that cannot be encoded (not floating point, not finite, not of the
+        layout), `RunError` when Flower does not take the messages.
+        """
         messages = list(messages)
         packed: dict[int, tuple[ConfigRecord, State, AdapterLayout]] = {}
         sent: list[_Sent] = []
         for message in messages:
-            sent.append(_Sent(round_of(message), {}))
+            sent.append(_Sent(round_of(message)))
             message.content = self._encode_content(message, sent[-1], packed)
         ids = list(self._grid.push_messages(messages))
+        if len(ids) != len(messages):
+            raise RunError(
+                f"Flower pushed {len(ids)} of {len(messages)} messages: its log says why (they may be too large "
+                "for the SuperLink)"
+            )
         for message_id, message, memory in zip(ids, messages, sent, strict=True):
             if message_id is not None:  # Flower's mark for a message that it could not push
                 self._sent[message_id] = memory
@@ -91,7 +102,7 @@ class CompressedGrid(Grid):
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        """Push messages and wait for the replies, at most `timeout` seconds."""
+        """Push messages and wait for the replies, at most `timeout` seconds; later ones are ignored."""
         waiting = {message_id for message_id in self.push_messages(messages) if message_id is not None}
         deadline = None if timeout is None else time.monotonic() + timeout
         replies: list[Message] = []
@@ -101,6 +112,8 @@ class CompressedGrid(Grid):
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             if waiting and not arrived:
                 time.sleep(self._poll_interval)
+        for message_id in waiting:
+            del self._sent[message_id]
         return replies
 
     def _encode_content(
@@ -141,7 +154,7 @@ class CompressedGrid(Grid):
         except FedKronError as error:
             reason = f"upload of node {reply.metadata.src_node_id} in round {sent.round} refused: {error}"
             log(WARNING, reason)
-            return Message(Error(REJECTED_UPLOAD, reason), metadata=reply.metadata)
+            return make_message(reply.metadata, error=Error(REJECTED_UPLOAD, reason))
         return reply
 
     def _enter(self, message: Message, direction: Direction, sent: _Sent, *, node: int) -> None:
@@ -200,4 +213,8 @@ def _accepted(key: str, record: ConfigRecord, sent: _Sent) -> State:
         raise PayloadError(f"payload is of round {decoded.round}, expected round {sent.round}")
     # The reference is the server's full-precision state, not the quantized broadcast: what the
     # broadcast's quantization left out is thus not lost, but sent again with the next one.
-    return {name: state[name] + update for name, update in decoded.update.items()}
+    with np.errstate(over="ignore"):
+        trained = {name: state[name] + update for name, update in decoded.update.items()}
+    if overflown := [name for name, values in trained.items() if not np.isfinite(values).all()]:
+        raise PayloadError(f"it takes tensor {overflown[0]!r} beyond the largest float32")
+    return trained

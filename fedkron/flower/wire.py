@@ -10,19 +10,21 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, no_object_id_recompute
 
-from fedkron.compression import decode, encode
-from fedkron.compression.codecs import codec
+from fedkron.compression import Codec, codec, decode, encode
 from fedkron.errors import AdapterError, PayloadError
 from fedkron.layout import AdapterLayout, State
 
 PAYLOAD = "fedkron.payload"
 LAYOUT = "fedkron.layout"
 UPLOAD_CODEC = "fedkron.upload-codec"
+
+T = TypeVar("T")
 
 MAX_LAYOUT_BYTES = 16 * 2**20
 """Largest layout (as JSON) that a client unpacks: ten thousand times that of a small encoder."""
@@ -35,7 +37,7 @@ class Broadcast:
     state: State
     layout: AdapterLayout
     round: int
-    upload_codec: str
+    upload_codec: Codec
 
 
 def pack_broadcast(state: State, layout: AdapterLayout, round_: int, codecs: tuple[str, str]) -> ConfigRecord:
@@ -51,10 +53,14 @@ def pack_broadcast(state: State, layout: AdapterLayout, round_: int, codecs: tup
 
 
 def unpack_broadcast(record: ConfigRecord) -> Broadcast:
-    """Inverse of `pack_broadcast`; raises `PayloadError` or `ContractError` for anything else."""
+    """Inverse of `pack_broadcast`.
+
+    Raises `PayloadError` or `ContractError` for anything else, `ConfigError` for an unknown upload codec.
+    """
+    upload_codec = codec(_field(record, UPLOAD_CODEC, str))
     layout = AdapterLayout.from_json(_inflate(_field(record, LAYOUT, bytes)))
     decoded = decode(_field(record, PAYLOAD, bytes), layout)
-    return Broadcast(decoded.update, layout, decoded.round, _field(record, UPLOAD_CODEC, str))
+    return Broadcast(decoded.update, layout, decoded.round, upload_codec)
 
 
 def is_packed(record: object) -> bool:
@@ -64,8 +70,7 @@ def is_packed(record: object) -> bool:
 
 def payload_of(record: ConfigRecord) -> bytes:
     """The payload in a record; raises `PayloadError` when it holds something else."""
-    blob: bytes = _field(record, PAYLOAD, bytes)
-    return blob
+    return _field(record, PAYLOAD, bytes)
 
 
 def payload_size(record: ConfigRecord) -> int:
@@ -119,7 +124,7 @@ def message_bytes(message: Message) -> int:
         return sum(len(item.deflate()) for item in get_all_nested_objects(message).values())
 
 
-def _field(record: ConfigRecord, key: str, kind: type) -> object:
+def _field(record: ConfigRecord, key: str, kind: type[T]) -> T:
     value = record.get(key)
     if not isinstance(value, kind):
         raise PayloadError(f"record field {key!r} should be {kind.__name__}, it is {type(value).__name__}")

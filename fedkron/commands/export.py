@@ -1,0 +1,134 @@
+"""`fedkron export`: from a run to a folder that a device can use."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from fedkron.errors import BundleError
+from fedkron.exchange import AdapterFile, HeadFile, load_adapter, load_head
+from fedkron.rundir import ADAPTER, HEAD, NODES
+from fedkron.runlog import read_run
+
+if TYPE_CHECKING:
+    from fedkron.edge.check import Agreement
+
+SAMPLE_TEXTS = (
+    "Who wrote the opera that opened in Vienna in 1786?",
+    "Free entry! Text WIN to 80086 and claim your prize now.",
+    "a slow, touching film with two fine performances and a third act that nobody needed",
+    "Thanks.",
+    "The trains were late again, the coffee was cold, and still it was the best day of the year so far.",
+)
+"""Texts of different lengths and kinds, for the comparison with torch after each export."""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write an ONNX bundle for edge devices",
+        description="Export a run's adapter with its base to ONNX, merged and unmerged, and compare both "
+        "with torch. The bundle runs with `fedkron predict`, without torch.",
+    )
+    parser.add_argument("source", type=Path, help="run folder, or an adapter file (then give --head, too)")
+    parser.add_argument(
+        "-o", "--output", type=Path, help="folder to write (default: bundle, beside the adapter)"
+    )
+    parser.add_argument(
+        "--head",
+        type=Path,
+        action="append",
+        default=[],
+        help="head file of a task; may be repeated (default: those in the run folder)",
+    )
+    parser.add_argument("--base", help="Hub id or path of the base, if it is not where the run found it")
+    parser.add_argument(
+        "--max-length", type=int, help="tokens per text (default: that of the run's training, else 64)"
+    )
+    parser.add_argument("--json", action="store_true", help="print the comparison with torch as JSON")
+    parser.set_defaults(command=export)
+
+
+def export(options: argparse.Namespace) -> int:
+    """Write the bundle, compare it with torch, and print where it is."""
+    folder, agreements = export_bundle(
+        options.source,
+        options.output,
+        head_files=options.head,
+        base_name=options.base,
+        max_length=options.max_length,
+        report=lambda line: print(line, file=sys.stderr),
+    )
+    if options.json:
+        content = {"bundle": str(folder), "agreement": [asdict(agreement) for agreement in agreements]}
+        print(json.dumps(content, indent=1))
+    else:
+        Console().print(agreement_table(agreements))
+        print(f"Bundle: {folder}")
+    return 0
+
+
+def export_bundle(
+    source: Path,
+    output: Path | None,
+    *,
+    head_files: Sequence[Path] = (),
+    base_name: str | None = None,
+    max_length: int | None = None,
+    report: Callable[[str], None],
+) -> tuple[Path, list[Agreement]]:
+    """Export a run folder or an adapter file; returns the bundle's folder and how it agrees with torch.
+
+    Raises what `write_bundle` raises, and `BundleError` when there is no head.
+    """
+    from fedkron.base import load_base
+    from fedkron.edge.bundle import write_bundle
+    from fedkron.edge.check import check_against_torch
+
+    is_run = source.is_dir()
+    adapter = load_adapter(source / ADAPTER if is_run else source)
+    heads = [load_head(path) for path in head_files] or _heads_of_run(source, adapter)
+    tokens = max_length or (read_run(source).settings.train.max_length if is_run else 64)
+    folder = output or (source if is_run else source.parent) / "bundle"
+    base = load_base(base_name or adapter.base_name)
+    write_bundle(folder, base, adapter, heads, max_length=tokens, report=report)
+    return folder, check_against_torch(folder, base, adapter, heads, SAMPLE_TEXTS)
+
+
+def agreement_table(agreements: Sequence[Agreement]) -> Table:
+    """The comparison of a bundle with torch, for people."""
+    table = Table(title="ONNX Runtime against torch", title_justify="left")
+    for heading in ("task", "form", "max absolute difference", "largest logit", "same answers"):
+        table.add_column(heading, justify="left" if heading in {"task", "form"} else "right")
+    for a in agreements:
+        table.add_row(a.task, a.form, f"{a.difference:.1e}", f"{a.magnitude:.2f}", f"{a.same_answers:.0%}")
+    return table
+
+
+def _heads_of_run(source: Path, adapter: AdapterFile) -> Sequence[HeadFile]:
+    """The head of each task: the shared one in the adapter, else that of the task's first node."""
+    from fedkron.edge.slot import shared_head
+
+    if adapter.layout.has_head and source.is_dir():
+        log = read_run(source)
+        tasks = sorted(log.rounds[-1].tasks) if log.rounds else []
+        return [shared_head(adapter, task, log.settings.shared_labels) for task in tasks]
+    files = sorted((source / NODES).glob(f"*/{HEAD}"))
+    first: dict[str, HeadFile] = {}
+    for head in map(load_head, files):
+        first.setdefault(head.task, head)
+    if not first:
+        raise BundleError(
+            f"no head found in {source / NODES}: heads stay with the nodes that trained them; "
+            "copy one here, or give it with --head FILE"
+        )
+    return list(first.values())

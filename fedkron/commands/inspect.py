@@ -1,0 +1,111 @@
+"""`fedkron inspect`: what is in one of our files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fedkron.compression import inspect_header
+from fedkron.edge.manifest import MANIFEST, read_manifest, verify_files
+from fedkron.errors import AdapterError, FedKronError
+from fedkron.exchange import load_adapter, load_head
+from fedkron.ledger import read_ledger, totals
+from fedkron.report import figures
+from fedkron.rundir import SETTINGS
+from fedkron.runlog import read_run
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "inspect",
+        help="what is in a file of ours",
+        description="Check and describe a payload, an adapter or head file, a ledger, a bundle or a run "
+        "folder.",
+    )
+    parser.add_argument("path", type=Path, help="file or folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(command=inspect)
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Print the kind of a file and what its header says; fails when it is damaged."""
+    facts = describe(options.path)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+        return 0
+    for name, value in facts.items():
+        print(f"{name:<14}{value}")
+    return 0
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts about one of our files or folders; raises a `FedKronError` for a damaged or foreign one."""
+    if not path.exists():
+        raise FedKronError(f"{path} does not exist")
+    if path.is_dir():
+        return _folder(path)
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == b"FKRN":
+        return {"format": "payload", **asdict(inspect_header(path.read_bytes()))}
+    if start[:1] == b"{":
+        cost = totals(read_ledger(path))
+        return {"format": "ledger", **asdict(cost), "factor": round(cost.factor, 2)}
+    try:
+        return _adapter(path)
+    except AdapterError as not_an_adapter:
+        if "fedkron-head" in str(not_an_adapter):
+            return _head(path)
+        raise
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    if (path / MANIFEST).is_file():
+        manifest = read_manifest(path)
+        verify_files(path, manifest)
+        tasks = {task.name: list(task.labels) or task.kind for task in manifest.tasks}
+        return {
+            "format": "bundle",
+            "contract": manifest.layout.contract,
+            "base": manifest.base_name,
+            "max length": manifest.max_length,
+            "tasks": tasks,
+            "files": sorted(manifest.files),
+        }
+    if (path / SETTINGS).is_file():
+        return {"format": "run", **figures(read_run(path))}
+    raise FedKronError(f"{path} is neither a bundle (no {MANIFEST}) nor a run folder (no {SETTINGS})")
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    adapter = load_adapter(path)
+    layout = adapter.layout
+    kinds = Counter(module.kind for module in layout.modules)
+    return {
+        "format": "adapter",
+        "contract": layout.contract,
+        "base": adapter.base_name,
+        "fingerprint": layout.base,
+        "layers": ", ".join(f"{count} × {kind}" for kind, count in kinds.items()),
+        "scale": sorted({module.scale for module in layout.modules}),
+        "parameters": layout.size,
+        "shared head": layout.has_head,
+        **adapter.info,
+    }
+
+
+def _head(path: Path) -> dict[str, Any]:
+    head = load_head(path)
+    return {
+        "format": "head",
+        "task": head.task,
+        "kind": head.task_kind,
+        "labels": list(head.labels),
+        "hidden size": head.weight.shape[1],
+        "contract": head.contract,
+    }

@@ -1,0 +1,114 @@
+"""`fedkron plan`: what an adapter would cost on a base, before any weight is downloaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from fedkron.compression import CODECS, payload_size
+from fedkron.layout import ADAPTER_KINDS, AdapterLayout
+from fedkron.ledger import BASELINE_RANK
+from fedkron.report import BASELINE, kilobytes
+
+if TYPE_CHECKING:
+    from fedkron.adapters import AdapterSpec
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "plan",
+        help="parameters and bytes for a base, without its weights",
+        description="Show which layers of a base would be wrapped, how many parameters each adapter kind "
+        "has, and what a payload weighs in each codec. Needs only the base's configuration.",
+    )
+    parser.add_argument("base", help="Hub id, folder with a config.json, or demo:all-minilm-l6-v2")
+    parser.add_argument("--rank", type=int, default=8, help="r (default: 8)")
+    parser.add_argument("--d-a1", type=int, default=2, help="columns of A (default: 2)")
+    parser.add_argument("--d-a2", type=int, help="rows of A (default: power of two nearest to hidden/200)")
+    parser.add_argument("--targets", default="*", help="glob patterns of layers to wrap, comma-separated")
+    parser.add_argument("--layers", action="store_true", help="list the layers one by one")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(command=plan)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Print the plan."""
+    from fedkron.adapters import AdapterSpec
+
+    targets = tuple(part.strip() for part in options.targets.split(",") if part.strip())
+    layouts = {
+        kind: _layout(
+            options.base,
+            AdapterSpec(kind, options.rank, d_a1=options.d_a1, d_a2=options.d_a2, targets=targets),
+        )
+        for kind in ADAPTER_KINDS
+    }
+    facts = _facts(options.base, layouts)
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    else:
+        _show(facts, list_layers=options.layers)
+    return 0
+
+
+def _layout(base: str, spec: AdapterSpec) -> AdapterLayout:
+    from fedkron.adapters import adapter_layout, attach
+    from fedkron.base import empty_backbone
+
+    return adapter_layout(attach(empty_backbone(base), spec), base="")
+
+
+def _facts(base: str, layouts: dict[str, AdapterLayout]) -> dict[str, Any]:
+    layout = layouts["kron_lora"]
+    baseline = 4 * layout.lora_size(BASELINE_RANK)
+    return {
+        "base": base,
+        "layers": {
+            module.path: {
+                "weight": list(module.weight_shape),
+                "factors": {f.name: list(f.shape) for f in module.factors},
+            }
+            for module in layout.modules
+        },
+        "baseline_bytes": baseline,
+        "kinds": {
+            kind: {
+                "parameters": candidate.size,
+                "payload_bytes": {name: payload_size(candidate, codec) for name, codec in CODECS.items()},
+            }
+            for kind, candidate in layouts.items()
+        },
+    }
+
+
+def _show(facts: dict[str, Any], *, list_layers: bool) -> None:
+    console = Console()
+    layers = facts["layers"]
+    console.print(f"{facts['base']}: {len(layers)} linear layers would be wrapped", highlight=False)
+    if list_layers:
+        for path, layer in layers.items():
+            shapes = ", ".join(f"{name} {shape}" for name, shape in layer["factors"].items())
+            console.print(f"  {path}  {layer['weight']}: {shapes}", highlight=False)
+    baseline = facts["baseline_bytes"]
+    table = Table(title=f"One payload, against {BASELINE} of the same layers ({kilobytes(baseline)})")
+    table.title_justify = "left"
+    table.add_column("adapter")
+    table.add_column("parameters", justify="right")
+    for name in CODECS:
+        table.add_column(name, justify="right")
+    for kind, figures in facts["kinds"].items():
+        cells = [f"{kilobytes(size)} ({baseline / size:.1f}×)" for size in figures["payload_bytes"].values()]
+        table.add_row(kind, f"{figures['parameters']:,}", *cells)
+    console.print(table)
+    upload = facts["kinds"]["kron_lora"]["payload_bytes"]
+    round_bytes = upload["int4"] + 2 * upload["int8"]
+    console.print(
+        f"A round with evaluation (one int4 upload, two int8 broadcasts): {kilobytes(round_bytes)} per "
+        f"client, {3 * baseline / round_bytes:.1f}× less than {BASELINE}.",
+        highlight=False,
+    )
