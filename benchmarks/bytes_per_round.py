@@ -19,6 +19,7 @@ from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoConfig, AutoModel
@@ -95,7 +96,9 @@ def measure(name: str) -> list[dict[str, object]]:
 def show(rows: list[dict[str, object]]) -> None:
     """Print a table."""
     table = Table(
-        title="Serialized Flower bytes per client and round (train + evaluate)", title_justify="left"
+        title="Serialized Flower bytes per client and round (train + evaluate)",
+        title_justify="left",
+        box=box.SIMPLE,
     )
     for heading in ("base", "scheme", "parameters", "bytes", "× smaller"):
         table.add_column(heading, justify="left" if heading in {"base", "scheme"} else "right")

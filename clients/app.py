@@ -151,7 +151,7 @@ def _head_only_accuracy(context: Context, settings: Settings, node: Node, worker
             test_examples,
             len(node.task.labels) or 1,
             settings.train,
-            worker.pad_id,
+            pad_id=worker.pad_id,
             epochs=settings.num_server_rounds * settings.train.epochs,
             seed=_seed(settings.seed, node.partition, 0),
         )

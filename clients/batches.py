@@ -77,12 +77,12 @@ def scores(logits: Tensor, batch: Batch) -> Tensor:
     """Logits (texts, outputs) as (examples, answers); missing choices score minus infinity."""
     if all(count == 1 for count in batch.counts):
         return logits
-    choices = logits.squeeze(-1).split(batch.counts)
+    choices = torch.split(logits.squeeze(-1), list(batch.counts))
     return nn.utils.rnn.pad_sequence(list(choices), batch_first=True, padding_value=float("-inf"))
 
 
 def _collate(examples: Sequence[Tokenized], pad_id: int, device: torch.device) -> Batch:
-    texts = [torch.tensor(text) for example in examples for text in example.texts]
+    texts = [torch.tensor(text, dtype=torch.long) for example in examples for text in example.texts]
     lengths = torch.tensor([len(text) for text in texts])
     input_ids = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad_id)
     mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()

@@ -10,7 +10,7 @@ from clients.examples import FIELDS, Example, Task, kind_of, parse_examples
 from fedkron.errors import TaskError
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict  # type: ignore[import-untyped]
+    from datasets import Dataset, DatasetDict
 
 _USAGE = "hf:OWNER/NAME[:CONFIG][?FIELD=COLUMN&...]"
 

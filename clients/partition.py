@@ -60,7 +60,7 @@ def node_share(task: Task, index: int, count: int, *, partitioner: str, alpha: f
 
 
 def _iid(task: Task, index: int, count: int, seed: int) -> list[int]:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from flwr_datasets.partitioner import IidPartitioner
 
     # The partitioner cuts its shares out in one piece, which is iid only where the order is random.

@@ -67,7 +67,7 @@ def train(
             with mixed_precision(device):
                 loss = _loss(model(batch.input_ids, batch.attention_mask), batch)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimizer)
             scaler.update()
             total += loss.item() * len(batch.counts)
@@ -95,8 +95,8 @@ def evaluate_head_only(
     test_examples: Sequence[Tokenized],
     outputs: int,
     settings: TrainSettings,
-    pad_id: int,
     *,
+    pad_id: int,
     epochs: int,
     seed: int,
 ) -> Evaluation:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -31,24 +32,25 @@ class Base:
     @property
     def hidden_size(self) -> int:
         """Width of the hidden states."""
-        return int(self.backbone.config.hidden_size)
+        return _hidden_size(self.backbone)
 
 
 def load_base(name: str) -> Base:
     """Load backbone, tokenizer and fingerprint of a `transformers` model (float32, CPU, eval mode).
 
     `name` is a Hub id, a folder, or `demo:all-minilm-l6-v2`. Raises `ConfigError` when there is no such
-    model, or it cannot be reached.
+    model, or it cannot be reached or read, and `TaskError` when the demo cannot be prepared.
     """
     source = resolve_base(name)
-    transformers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         backbone = AutoModel.from_pretrained(source, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise _no_such_base(name, error) from error
     if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        # Decoders often have none. What is padded is masked, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     backbone = _without_pooler(backbone).eval()
     return Base(name, backbone, tokenizer, fingerprint(backbone))
 
@@ -56,14 +58,14 @@ def load_base(name: str) -> Base:
 def empty_backbone(name: str) -> nn.Module:
     """The backbone on the meta device, from its configuration alone: shapes, but no weights.
 
-    Raises `ConfigError` like `load_base`.
+    Raises like `load_base`.
     """
     try:
         config = AutoConfig.from_pretrained(resolve_base(name))
     except (OSError, ValueError) as error:
         raise _no_such_base(name, error) from error
     with torch.device("meta"):
-        return _without_pooler(AutoModel.from_config(config))
+        return _without_pooler(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
 
 
 def fingerprint(backbone: nn.Module) -> str:
@@ -98,7 +100,7 @@ class TaskModel(nn.Module):
     def __init__(self, backbone: nn.Module, outputs: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = nn.Linear(int(backbone.config.hidden_size), outputs)  # type: ignore[union-attr, arg-type]
+        self.head = nn.Linear(_hidden_size(backbone), outputs)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -111,8 +113,12 @@ class TaskModel(nn.Module):
 def _without_pooler(backbone: nn.Module) -> nn.Module:
     # BERT-like poolers feed a head that we do not use: an adapter on them would travel but never learn.
     if getattr(backbone, "pooler", None) is not None:
-        backbone.pooler = None
+        backbone.register_module("pooler", None)
     return backbone
+
+
+def _hidden_size(backbone: Any) -> int:  # noqa: ANN401
+    return int(backbone.config.hidden_size)
 
 
 def _no_such_base(name: str, error: Exception) -> ConfigError:

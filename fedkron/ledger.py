@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO, get_args
 
 from fedkron.errors import RunError
 
 BASELINE_RANK = 8
-LEDGER_VERSION = 1
+FORMAT, LEDGER_VERSION = "fedkron-ledger", 1
 
 Direction = Literal["down", "up"]
 
@@ -64,7 +64,7 @@ class Ledger:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = path.open("w", encoding="utf-8")
-            self._write({"format": "fedkron-ledger", "version": LEDGER_VERSION})
+            self._write({"format": FORMAT, "version": LEDGER_VERSION})
 
     def record(self, transfer: Transfer) -> None:
         """Add one transfer."""
@@ -83,24 +83,33 @@ def read_ledger(path: Path) -> list[Transfer]:
     Raises `RunError` when the file is missing, of another format or version, or damaged.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        *lines, _unfinished = path.read_bytes().split(b"\n")
     except OSError as error:
         raise RunError(f"no ledger at {path}: {error.strerror}") from None
-    lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
     try:
         header, *rows = [json.loads(line) for line in lines]
-        if header.get("format") != "fedkron-ledger":
-            raise RunError(f"{path} is not a ledger")
+        if header.get("format") != FORMAT:
+            raise RunError(f"{path} is not a ledger: its format is {header.get('format')!r}, not {FORMAT!r}")
         if header["version"] != LEDGER_VERSION:
             raise RunError(f"{path} has ledger version {header['version']}, known here is {LEDGER_VERSION}")
-        names = {item.name for item in fields(Transfer)}
-        if any(row.keys() != names for row in rows):
-            raise RunError(f"{path} is damaged: a line does not have the fields {', '.join(sorted(names))}")
-        return [Transfer(**row) for row in rows]
-    except (ValueError, AttributeError, KeyError) as error:
-        if isinstance(error, RunError):
-            raise
-        raise RunError(f"{path} is damaged: {error}") from error
+        return [_transfer(row) for row in rows]
+    except RunError:
+        raise
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise RunError(f"{path} is damaged, or not a ledger: {error}") from error
+
+
+def _transfer(row: dict[str, Any]) -> Transfer:
+    transfer = Transfer(**row)
+    numbers = [value for name, value in row.items() if name not in ("node", "phase", "direction")]
+    texts = (transfer.node, transfer.phase)
+    if (
+        transfer.direction not in get_args(Direction)
+        or not all(type(number) is int and number >= 0 for number in numbers)
+        or not all(type(text) is str for text in texts)
+    ):
+        raise ValueError(f"{row} is not a transfer")
+    return transfer
 
 
 def totals(transfers: Iterable[Transfer]) -> Totals:

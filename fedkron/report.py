@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import Any
 
+from rich import box
 from rich.console import Console, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from fedkron.ledger import Totals, totals
@@ -15,7 +18,10 @@ BASELINE = "LoRA-8 fp32"
 
 
 def figures(log: RunLog) -> dict[str, Any]:
-    """All figures of a run, ready for JSON: bytes are whole Flower messages unless named payload."""
+    """All figures of a run, ready for JSON: bytes are whole Flower messages unless named payload.
+
+    A figure that does not exist (accuracy where nothing was evaluated) is None.
+    """
     overall = totals(log.transfers)
     by_round = log.bytes_by_round
     return {
@@ -23,7 +29,11 @@ def figures(log: RunLog) -> dict[str, Any]:
         "status": log.outcome or "running",
         "error": log.error,
         "rounds": [
-            {**asdict(entry), "accuracy": entry.accuracy, "bytes": _bytes(by_round.get(entry.round, Totals()))}
+            {
+                **asdict(entry),
+                "accuracy": _number(entry.accuracy),
+                "bytes": _bytes(by_round.get(entry.round, Totals())),
+            }
             for entry in log.rounds
         ],
         "total_bytes": _bytes(overall),
@@ -38,24 +48,23 @@ def show(log: RunLog, console: Console) -> None:
     console.print(bytes_line(totals(log.transfers)), highlight=False)
     for entry in log.rounds:
         for failure in entry.failures:
-            console.print(f"round {entry.round}: [red]failure[/red] {failure}", highlight=False)
+            console.print(f"round {entry.round}: [red]failure[/red] {escape(failure)}", highlight=False)
     if log.outcome == "failed":
-        console.print(f"[red]The run failed:[/red] {log.error}", highlight=False)
+        console.print(f"[red]The run failed:[/red] {escape(str(log.error))}", highlight=False)
 
 
 def rounds_table(log: RunLog) -> RenderableType:
     """One line per round: clients, accuracy per task, bytes, factor against the baseline."""
     tasks = list(log.rounds[-1].tasks) if log.rounds else []
-    table = Table(title="Rounds", title_justify="left")
-    for heading in ("round", "clients", *tasks, "mean", "up", "down", f"× smaller than {BASELINE}"):
-        table.add_column(heading, justify="right")
+    title = f"Per round: accuracy, serialized bytes, × smaller than {BASELINE}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+    for heading in ("round", "clients", *map(escape, tasks), "mean", "up", "down", "× smaller"):
+        table.add_column(heading, justify="right", no_wrap=True)
     by_round = log.bytes_by_round
     for entry in log.rounds:
         cost = by_round.get(entry.round, Totals())
         clients = sum(task.clients for task in entry.tasks.values())
-        accuracies = [
-            f"{entry.tasks[task].accuracy:.3f}" if task in entry.tasks else "–" for task in tasks
-        ]
+        accuracies = [f"{entry.tasks[task].accuracy:.3f}" if task in entry.tasks else "–" for task in tasks]
         table.add_row(
             str(entry.round),
             str(clients),
@@ -70,18 +79,15 @@ def rounds_table(log: RunLog) -> RenderableType:
 
 def tasks_table(log: RunLog) -> RenderableType:
     """What the federation brought: majority share, head on the frozen base, federated adapter."""
-    table = Table(title="Accuracy on the clients' own test texts", title_justify="left")
+    table = Table(title="Accuracy on the nodes' own test texts", title_justify="left", box=box.SIMPLE)
     for heading in ("task", "majority", "frozen base + head", "federated adapter", "gain"):
         table.add_column(heading, justify="left" if heading == "task" else "right")
     tasks = log.rounds[-1].tasks
-    rows = [(name, t.majority, t.head_only_accuracy, t.accuracy) for name, t in tasks.items()]
-    means = [sum(row[i] for row in rows) / len(rows) for i in (1, 2, 3)]  # type: ignore[misc]
-    for name, majority, head_only, accuracy in [*rows, ("mean", *means)]:
-        if name == "mean":
-            table.add_section()
-        table.add_row(
-            name, f"{majority:.3f}", f"{head_only:.3f}", f"{accuracy:.3f}", f"{accuracy - head_only:+.3f}"
-        )
+    rows = [(t.majority, t.head_only_accuracy, t.accuracy) for t in tasks.values()]
+    for name, row in zip(tasks, rows, strict=True):
+        table.add_row(escape(name), *_shares(*row))
+    table.add_section()
+    table.add_row("mean", *_shares(*(sum(column) / len(rows) for column in zip(*rows, strict=True))))
     return table
 
 
@@ -96,11 +102,20 @@ def bytes_line(cost: Totals) -> str:
 
 
 def kilobytes(count: int) -> str:
-    """Bytes for people, in units of 1000."""
-    if count < 1_000_000:
-        return f"{count / 1000:,.1f} kB"
-    return f"{count / 1_000_000:,.2f} MB"
+    """Bytes for people, three digits, in units of 1000."""
+    if count < 999_500:
+        return f"{count / 1000:,.{0 if count >= 99_950 else 1}f} kB"
+    return f"{count / 1_000_000:,.{1 if count >= 9_995_000 else 2}f} MB"
 
 
-def _bytes(cost: Totals) -> dict[str, float]:
-    return {**asdict(cost), "factor": cost.factor}
+def _shares(majority: float, head_only: float, accuracy: float) -> tuple[str, ...]:
+    return (f"{majority:.3f}", f"{head_only:.3f}", f"{accuracy:.3f}", f"{accuracy - head_only:+.3f}")
+
+
+def _bytes(cost: Totals) -> dict[str, float | None]:
+    return {**asdict(cost), "factor": _number(cost.factor)}
+
+
+def _number(value: float) -> float | None:
+    # JSON has no NaN.
+    return None if math.isnan(value) else value

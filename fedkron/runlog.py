@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedkron.errors import RunError
+from fedkron.errors import FedKronError, RunError
 from fedkron.ledger import Totals, Transfer, read_ledger, totals_by_round
 from fedkron.rundir import LEDGER, OUTCOME, ROUNDS, SETTINGS
 from fedkron.settings import Settings
@@ -59,13 +59,22 @@ class RunLog:
 
 
 def read_run(folder: Path) -> RunLog:
-    """Read a run folder, finished or not. Raises `RunError` when there is no run in it."""
+    """Read a run folder, finished or not.
+
+    Raises `RunError` when there is no run in it or a file is damaged, `ConfigError` for settings that are
+    not known here.
+    """
     if not (folder / SETTINGS).is_file():
         raise RunError(f"{folder} is not a run folder: there is no {SETTINGS} in it")
-    settings = Settings.from_run_config(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
-    outcome = _json(folder / OUTCOME)
-    transfers = tuple(read_ledger(folder / LEDGER)) if (folder / LEDGER).exists() else ()
-    rounds = tuple(_figures(line) for line in _lines(folder / ROUNDS))
+    try:
+        settings = Settings.from_run_config(_json(folder / SETTINGS))
+        outcome = _json(folder / OUTCOME)
+        transfers = tuple(read_ledger(folder / LEDGER)) if (folder / LEDGER).exists() else ()
+        rounds = tuple(_figures(line) for line in _lines(folder / ROUNDS))
+    except FedKronError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"run folder {folder} is damaged: {error!r}") from error
     return RunLog(folder, settings, rounds, transfers, outcome.get("status"), outcome.get("error"))
 
 

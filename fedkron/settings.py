@@ -6,6 +6,7 @@ here, and `max-length` is `max_length`. docs/configuration.md explains each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
@@ -52,7 +53,7 @@ class CodecSettings:
     """`codec.*`: how updates (`upload`) and the global adapter (`broadcast`) travel."""
 
     upload: str = "int4"
-    broadcast: str = "int8"
+    broadcast: str = "int4"
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,11 @@ def run_config(settings: object, prefix: str = "") -> dict[str, Any]:
 
 def _typed(cls: type[T], config: Mapping[str, object], prefix: str) -> T:
     hints = get_type_hints(cls)
-    values = {}
+    values: dict[str, object] = {}
     for item in fields(cls):  # type: ignore[arg-type]
         key = prefix + item.name.replace("_", "-")
         wanted = hints[item.name]
-        if is_dataclass(wanted):
+        if isinstance(wanted, type) and is_dataclass(wanted):
             values[item.name] = _typed(wanted, config, f"{key}.")
         elif key in config:
             values[item.name] = _converted(key, config[key], wanted)
@@ -159,11 +160,14 @@ def _typed(cls: type[T], config: Mapping[str, object], prefix: str) -> T:
 def _converted(key: str, value: object, wanted: type) -> object:
     # TOML writes 1 where a float is meant; nothing else is converted, and a bool is not a number.
     if wanted is float and type(value) is int:
-        return float(value)
+        value = float(value)
     if type(value) is not wanted:
         raise ConfigError(
-            f"run-config key {key!r} is {value!r} ({type(value).__name__}): it must be of type {wanted.__name__}"
+            f"run-config key {key!r} is {value!r} ({type(value).__name__}): "
+            f"it must be of type {wanted.__name__}"
         )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"run-config key {key!r} is {value}: it must be a finite number")
     return value
 
 
@@ -185,7 +189,7 @@ def _check_values(settings: Settings) -> None:
         ("fraction-train", settings.fraction_train, 0, 1),
         ("fraction-evaluate", settings.fraction_evaluate, 0, 1),
         ("max-failure-fraction", settings.max_failure_fraction, 0, 1),
-        ("seed", settings.seed, 0, None),
+        ("seed", settings.seed, 0, 2**63 - 1),
         ("adapter.rank", settings.adapter.rank, 1, None),
         ("adapter.dropout", settings.adapter.dropout, 0, 0.99),
         ("adapter.d-a1", settings.adapter.d_a1, 1, None),
@@ -208,10 +212,12 @@ def _check_values(settings: Settings) -> None:
         ("train.head-learning-rate", train.head_learning_rate),
         ("partition.alpha", partition.alpha),
     ):
-        if not 0 < number < float("inf"):
+        if number <= 0:
             raise ConfigError(f"run-config key {key!r} is {number}: it must be greater than 0")
     if not settings.task_sources:
         raise ConfigError("run-config key 'tasks' is empty: name at least one task, e.g. demo:trec")
+    if not _comma_separated(settings.adapter.targets):
+        raise ConfigError("run-config key 'adapter.targets' is empty: use '*' for every linear layer")
     if settings.head == "local" and settings.head_labels:
         raise ConfigError("run-config key 'head-labels' is set but head is 'local': set head = 'shared'")
     if len(set(settings.shared_labels)) != len(settings.shared_labels):

@@ -25,13 +25,12 @@ from fedkron.report import figures, show
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = (
-    'tasks = "demo:trec,demo:spam" num-server-rounds = 1 train.max-train-examples = 32 '
-    "train.max-test-examples = 48"
+    'tasks="demo:trec,demo:spam" num-server-rounds=1 train.max-train-examples=32 train.max-test-examples=48'
 )
 QUESTIONS = {
     "trec": "Which river flows through Vienna ?",
     "spam": "Congratulations! You have won a free ticket, call 09061 now to claim",
-    "film": "the plot is thin and the jokes are tired , but the two leads make it worth every minute .",
+    "film": "a warm , funny and beautifully acted film .",
     "tweets": "best concert of my life, still smiling :)",
 }
 
@@ -67,7 +66,7 @@ def run_demo(output_dir: Path, *, quick: bool, console: Console) -> dict[str, An
             [
                 str(ROOT / "simulations" / "demo.toml"),
                 *([QUICK] if quick else []),
-                f'output-dir = {json.dumps(str(output_dir))} run-name = "{name}"',
+                f'output-dir={json.dumps(str(output_dir))} run-name="{name}"',
             ],
         )
     )

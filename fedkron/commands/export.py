@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -106,7 +107,7 @@ def export_bundle(
 
 def agreement_table(agreements: Sequence[Agreement]) -> Table:
     """The comparison of a bundle with torch, for people."""
-    table = Table(title="ONNX Runtime against torch", title_justify="left")
+    table = Table(title="ONNX Runtime against torch", title_justify="left", box=box.SIMPLE)
     for heading in ("task", "form", "max absolute difference", "largest logit", "same answers"):
         table.add_column(heading, justify="left" if heading in {"task", "form"} else "right")
     for a in agreements:

@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -95,8 +96,8 @@ def _show(facts: dict[str, Any], *, list_layers: bool) -> None:
             shapes = ", ".join(f"{name} {shape}" for name, shape in layer["factors"].items())
             console.print(f"  {path}  {layer['weight']}: {shapes}", highlight=False)
     baseline = facts["baseline_bytes"]
-    table = Table(title=f"One payload, against {BASELINE} of the same layers ({kilobytes(baseline)})")
-    table.title_justify = "left"
+    title = f"One payload, against {BASELINE} of the same layers ({kilobytes(baseline)})"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE)
     table.add_column("adapter")
     table.add_column("parameters", justify="right")
     for name in CODECS:
@@ -105,10 +106,9 @@ def _show(facts: dict[str, Any], *, list_layers: bool) -> None:
         cells = [f"{kilobytes(size)} ({baseline / size:.1f}×)" for size in figures["payload_bytes"].values()]
         table.add_row(kind, f"{figures['parameters']:,}", *cells)
     console.print(table)
-    upload = facts["kinds"]["kron_lora"]["payload_bytes"]
-    round_bytes = upload["int4"] + 2 * upload["int8"]
+    payload = facts["kinds"]["kron_lora"]["payload_bytes"]["int4"]
     console.print(
-        f"A round with evaluation (one int4 upload, two int8 broadcasts): {kilobytes(round_bytes)} per "
-        f"client, {3 * baseline / round_bytes:.1f}× less than {BASELINE}.",
+        f"A round with evaluation (two broadcasts and an upload, int4): {kilobytes(3 * payload)} per client, "
+        f"{baseline / payload:.1f}× less than {BASELINE}.",
         highlight=False,
     )

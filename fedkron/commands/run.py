@@ -6,7 +6,6 @@ import argparse
 import json
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fedkron.commands.progress import LineProgress, NoProgress, Progress, TerminalProgress
+from fedkron.commands.runconfig import flattened, read_run_config, read_toml
 from fedkron.demo import DEMO_TASKS, resolve_task
 from fedkron.errors import ConfigError, RunError, TaskError
 from fedkron.exchange import write_atomically
@@ -165,20 +165,13 @@ def read_settings(app_folder: Path, run_configs: Sequence[str]) -> Settings:
     The run gets a name if it has none. Raises `ConfigError` for anything that cannot be read or is not a
     setting.
     """
-    from flwr.common.config import flatten_dict, parse_config_args
-
     pyproject = app_folder / "pyproject.toml"
     if not pyproject.is_file():
         raise ConfigError(f"{app_folder.resolve()} has no pyproject.toml: give the folder of a fedkron app")
-    app = tomllib.loads(pyproject.read_text(encoding="utf-8")).get("tool", {}).get("flwr", {}).get("app", {})
-    config: dict[str, object] = dict(flatten_dict(app.get("config", {})))
+    app = read_toml(pyproject).get("tool", {}).get("flwr", {}).get("app", {})
+    config = flattened(app.get("config", {}))
     for text in run_configs:
-        if text.endswith(".toml") and not Path(text).is_file():
-            raise ConfigError(f"run-config file {text} does not exist")
-        try:
-            config |= parse_config_args([text])
-        except Exception as error:  # Flower raises whatever its parsers raise
-            raise ConfigError(f"--run-config {text!r} cannot be read: {error}") from error
+        config |= read_run_config(text)
     config["run-name"] = config.get("run-name") or f"{datetime.now():%Y%m%d-%H%M%S}"
     return Settings.from_run_config(config)
 

@@ -77,8 +77,7 @@ def load_adapter(path: Path) -> AdapterFile:
         if layout.contract != metadata["contract"]:
             raise ContractError("the contract does not match the layout: the file was altered")
         flatten(tensors, layout)
-        info = {str(key): str(value) for key, value in metadata["info"].items()}
-        adapter = AdapterFile(tensors, layout, str(metadata["base"]), info)
+        adapter = AdapterFile(tensors, layout, metadata["base"], metadata["info"])
         _check_same(metadata, _adapter_metadata(adapter))
         return adapter
 
@@ -98,9 +97,14 @@ def load_head(path: Path) -> HeadFile:
         tensors, metadata = _unpacked(path, HEAD_FORMAT)
         if tensors.keys() != {"weight", "bias"}:
             raise AdapterError(f"a head has tensors weight and bias, this has {', '.join(sorted(tensors))}")
-        task, task_kind, contract = (str(metadata[key]) for key in ("task", "task_kind", "contract"))
-        labels = tuple(map(str, metadata["labels"]))
-        head = HeadFile(tensors["weight"], tensors["bias"], task, task_kind, labels, contract)
+        head = HeadFile(
+            tensors["weight"],
+            tensors["bias"],
+            metadata["task"],
+            metadata["task_kind"],
+            tuple(metadata["labels"]),
+            metadata["contract"],
+        )
         _check_same(metadata, _head_metadata(head))
         _check_head(head)
         return head
@@ -127,8 +131,8 @@ def _adapter_metadata(adapter: AdapterFile) -> Metadata:
         "version": FILE_VERSION,
         "contract": adapter.layout.contract,
         "layout": json.loads(adapter.layout.to_json()),
-        "base": adapter.base_name,
-        "info": adapter.info,
+        "base": str(adapter.base_name),
+        "info": {str(key): str(value) for key, value in adapter.info.items()},
     }
 
 
@@ -136,10 +140,10 @@ def _head_metadata(head: HeadFile) -> Metadata:
     return {
         "format": HEAD_FORMAT,
         "version": FILE_VERSION,
-        "contract": head.contract,
-        "task": head.task,
-        "task_kind": head.task_kind,
-        "labels": list(head.labels),
+        "contract": str(head.contract),
+        "task": str(head.task),
+        "task_kind": str(head.task_kind),
+        "labels": [str(label) for label in head.labels],
     }
 
 
@@ -147,9 +151,9 @@ def _check_head(head: HeadFile) -> None:
     weight, bias, labels = head.weight, head.bias, head.labels
     match head.task_kind:
         case "classification":
-            fits = len(labels) in (0, len(bias))
+            fits = len(labels) in (0, bias.size)
         case "multiple_choice":
-            fits = len(bias) == 1 and not labels
+            fits = bias.size == 1 and not labels
         case unknown:
             raise AdapterError(f"task kind {unknown!r} is neither classification nor multiple_choice")
     if weight.ndim != 2 or bias.shape != weight.shape[:1] or not fits:
@@ -166,7 +170,7 @@ def _check_finite(tensors: State) -> None:
 
 
 def _check_same(found: Metadata, expected: Metadata) -> None:
-    # Keys that we do not know, and values of another type, got lost on the way from found to expected.
+    # Whatever has a key that we do not know, or a value of another type, comes out different.
     if found != expected:
         different = sorted(
             key for key in found.keys() | expected.keys() if found.get(key) != expected.get(key)
@@ -178,7 +182,7 @@ def _packed(tensors: State, metadata: Metadata) -> bytes:
     _check_finite(tensors)
     contiguous = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
     # One key only: safetensors writes several in random order.
-    return save(contiguous, {METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    return save(contiguous, {METADATA_KEY: json.dumps(metadata, sort_keys=True, separators=(",", ":"))})
 
 
 def _unpacked(path: Path, expected_format: str) -> tuple[State, Metadata]:

@@ -1,8 +1,8 @@
 """The server half of the seam: a Grid that encodes broadcasts and decodes uploads.
 
 `CompressedGrid(grid)` goes where the grid went: any Flower strategy runs on it unchanged and sees plain
-arrays. Every message with content is entered in the ledger. An upload that cannot be accepted reaches the strategy as
-an error reply: it is counted as a failure and never touches the global adapter.
+arrays. Every message with content is entered in the ledger. An upload that cannot be accepted reaches the
+strategy as an error reply: it is counted as a failure and never touches the global adapter.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class CompressedGrid(Grid):
         *,
         layout: AdapterLayout | None = None,
         upload: str = "int4",
-        broadcast: str = "int8",
+        broadcast: str = "int4",
         ledger: Ledger | None = None,
         poll_interval: float = 0.2,
     ) -> None:
@@ -86,8 +86,8 @@ class CompressedGrid(Grid):
         ids = list(self._grid.push_messages(messages))
         if len(ids) != len(messages):
             raise RunError(
-                f"Flower pushed {len(ids)} of {len(messages)} messages: its log says why (they may be too large "
-                "for the SuperLink)"
+                f"Flower pushed {len(ids)} of {len(messages)} messages; its log says why: "
+                "one may be too large for the SuperLink"
             )
         for message_id, message, memory in zip(ids, messages, sent, strict=True):
             if message_id is not None:  # Flower's mark for a message that it could not push
@@ -113,7 +113,7 @@ class CompressedGrid(Grid):
             if waiting and not arrived:
                 time.sleep(self._poll_interval)
         for message_id in waiting:
-            del self._sent[message_id]
+            self._sent.pop(message_id, None)
         return replies
 
     def _encode_content(

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedkron.aggregation import aggregate
 from fedkron.errors import RunError
+from fedkron.flower.admission import admitted, metrics_of, origin_of
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout
-
-ORIGIN = "origin"
-"""Key of the ConfigRecord in which a client names its `task` (str) and `partition` (int)."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class FedKron(FedAvg):
         *,
         aggregation: str = "factorwise",
         max_failure_fraction: float = 0.5,
-        on_round: Callable[[RoundReport, ArrayRecord], None] = lambda report, arrays: None,
+        on_round: Callable[[RoundReport, ArrayRecord], None] = lambda *_: None,
         **fedavg: object,
     ) -> None:
         super().__init__(**fedavg)  # type: ignore[arg-type]
@@ -81,7 +80,9 @@ class FedKron(FedAvg):
         return messages
 
     def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the clients' adapters, weighted by their numbers of examples.
 
@@ -91,7 +92,7 @@ class FedKron(FedAvg):
         if not valid:
             return None, None
         adapters = [to_state(next(iter(reply.content.array_records.values()))) for reply in valid]
-        weights = [float(self._metrics(reply)[self.weighted_by_key]) for reply in valid]  # type: ignore[arg-type]
+        weights = [metrics_of(reply)[self.weighted_by_key] for reply in valid]
         combined = aggregate(self._aggregation, adapters, weights, self._layout)
         self._report.projection_error = combined.projection_error
         self._report.trained = self._by_task(valid)
@@ -108,7 +109,11 @@ class FedKron(FedAvg):
         self._expected = len(messages)
         return messages
 
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+    def aggregate_evaluate(
+        self,
+        server_round: int,  # noqa: ARG002
+        replies: Iterable[Message],
+    ) -> MetricRecord | None:
         """Mean of the clients' metrics, and the report of the round per task.
 
         Raises `RunError` when too many clients failed.
@@ -122,41 +127,33 @@ class FedKron(FedAvg):
 
     def _admit(self, replies: Iterable[Message], *, is_train: bool) -> list[Message]:
         replies = list(replies)
-        valid, errors = self._check_and_log_replies(replies, is_train)
-        failures = [f"node {e.metadata.src_node_id}: {e.error.reason}" for e in errors]
-        silent = self._expected - len(replies)
-        failures += ["no reply in time"] * silent
+        answers, errors = self._check_and_log_replies(replies, is_train, validate=False)
+        valid, refusals = admitted(answers, self.weighted_by_key, arrays=int(is_train))
+        failures = [f"node {e.metadata.src_node_id}: {e.error.reason}" for e in errors] + refusals
+        failures += ["no reply in time"] * (self._expected - len(replies))
         self._report.failures += failures
         if len(failures) > self._max_failure_fraction * self._expected:
             phase = "training" if is_train else "evaluation"
             raise RunError(
                 f"round {self._report.round}: {len(failures)} of {self._expected} clients failed in {phase}, "
-                f"more than max-failure-fraction = {self._max_failure_fraction:g} allows; first: {failures[0]}"
+                f"more than max-failure-fraction = {self._max_failure_fraction:g} allows; "
+                f"first: {failures[0]}"
             )
         # Floating-point sums depend on their order, and node ids differ from run to run.
-        return sorted(valid, key=_origin)
+        return sorted(valid, key=origin_of)
 
     def _by_task(self, replies: list[Message]) -> dict[str, TaskReport]:
         groups: dict[str, list[Message]] = {}
         for reply in replies:
-            groups.setdefault(_origin(reply)[0], []).append(reply)
+            groups.setdefault(origin_of(reply).task, []).append(reply)
         return {task: self._task_report(group) for task, group in groups.items()}
 
     def _task_report(self, replies: list[Message]) -> TaskReport:
-        records = [self._metrics(reply) for reply in replies]
-        weights = [float(record[self.weighted_by_key]) for record in records]  # type: ignore[arg-type]
+        records = [metrics_of(reply) for reply in replies]
+        weights = [record[self.weighted_by_key] for record in records]
         means = {
-            name: sum(w * float(r[name]) for w, r in zip(weights, records, strict=True)) / sum(weights)  # type: ignore[arg-type]
+            name: float(np.average([record[name] for record in records], weights=weights))
             for name in records[0]
             if name != self.weighted_by_key
         }
         return TaskReport(len(replies), int(sum(weights)), means)
-
-    def _metrics(self, reply: Message) -> MetricRecord:
-        record: MetricRecord = next(iter(reply.content.metric_records.values()))
-        return record
-
-
-def _origin(reply: Message) -> tuple[str, int, int]:
-    record = reply.content.config_records.get(ORIGIN, {})
-    return str(record.get("task", "")), int(record.get("partition", 0)), reply.metadata.src_node_id  # type: ignore[arg-type]

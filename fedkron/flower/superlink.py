@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,7 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_U
 
 @dataclass(frozen=True)
 class Connection:
-    """A SuperLink to talk to: its name in Flower's configuration (None: the default one) and our environment."""
+    """A SuperLink: its name in Flower's configuration (None: the default one), and our environment for it."""
 
     name: str | None
     environment: Mapping[str, str]
@@ -118,10 +118,8 @@ def _end_superlink(port: int) -> None:
 
 
 def _signal(process: psutil.Process, signal: str) -> None:
-    try:
+    with suppress(psutil.NoSuchProcess):  # it ended by itself
         getattr(process, signal)()
-    except psutil.NoSuchProcess:
-        pass  # it ended by itself
 
 
 def _free_ports(count: int) -> list[int]:

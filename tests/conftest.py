@@ -1,0 +1,23 @@
+"""What the tests of clients, server and reports share: a tiny base on disk, written once."""
+
+from pathlib import Path
+
+import pytest
+from federation_cases import save_tiny_bert, write_choices, write_texts
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BERT of two layers with random weights, and its tokenizer."""
+    return save_tiny_bert(tmp_path_factory.mktemp("bases") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the tasks `animals` and `pets` (same two labels), `colours` (three), `quiz` (choices)."""
+    folder = tmp_path_factory.mktemp("tasks")
+    write_texts(folder / "animals", {"cat": ("purr", "paw"), "dog": ("bark", "bone")}, seed=1)
+    write_texts(folder / "pets", {"cat": ("purr", "milk"), "dog": ("bark", "leash")}, seed=2)
+    write_texts(folder / "colours", {"red": ("rose",), "green": ("leaf",), "blue": ("sky",)}, seed=3)
+    write_choices(folder / "quiz", seed=4)
+    return folder
