@@ -1,0 +1,216 @@
+"""What a user sees: exit codes, figures for machines, and one line that names the trouble and the remedy."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from command_cases import Finished
+from transformers import AutoTokenizer, DistilBertConfig, MistralConfig
+
+from fedkron.adapters import AdapterSpec, attach, load_adapter_state
+from fedkron.base import load_base, text_features
+from fedkron.cli import main
+from fedkron.compression import codec, encode
+from fedkron.exchange import AdapterFile, load_adapter, load_head, save_adapter
+from fedkron.ledger import read_ledger
+
+Capture = pytest.CaptureFixture[str]
+
+
+def output_of(capsys: Capture, *arguments: object) -> object:
+    capsys.readouterr()
+    assert main([*map(str, arguments), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def error_of(capsys: Capture, *arguments: object) -> str:
+    capsys.readouterr()
+    assert main(list(map(str, arguments))) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("fedkron: ")
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+@pytest.mark.parametrize("command", ["run", "report", "export", "predict", "inspect", "plan"])
+def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"usage: fedkron {command}" in capsys.readouterr().out
+
+
+def test_the_commands_help_needs_neither_torch_nor_flower() -> None:
+    heavy = {"torch", "flwr", "onnx", "transformers"}
+    code = f"import sys, fedkron.cli; print(sorted({heavy} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_plan_counts_as_the_paper_does(tmp_path: Path, capsys: Capture) -> None:
+    # Table 1 of arXiv 2508.01961 without the 591,361 parameters of DistilBERT's trained heads.
+    DistilBertConfig().save_pretrained(tmp_path)
+    plan = output_of(capsys, "plan", tmp_path)
+    assert plan["kinds"]["kron_lora"]["parameters"] == 840_481 - 591_361
+    assert plan["kinds"]["lora"]["parameters"] == 1_254_913 - 591_361
+    assert plan["baseline_bytes"] == 4 * (1_254_913 - 591_361)
+    assert len(plan["layers"]) == 36
+
+
+def test_plan_names_a_layer_that_does_not_divide(tmp_path: Path, capsys: Capture) -> None:
+    DistilBertConfig(dim=30, n_heads=2, hidden_dim=60).save_pretrained(tmp_path)
+    error = error_of(capsys, "plan", tmp_path, "--d-a2", "16")
+    assert "transformer.layer.0.attention.q_lin" in error
+    assert "1, 2, 3, 5, 6, 10, 15, 30" in error
+
+
+def test_plan_needs_no_weights_of_a_7b_model(tmp_path: Path, capsys: Capture) -> None:
+    MistralConfig().save_pretrained(tmp_path)
+    plan = output_of(capsys, "plan", tmp_path)
+    # The paper's count has the lm_head in it: 16·2 + 2000·8 + 8·2048.
+    assert plan["kinds"]["kron_lora"]["parameters"] == 5_708_448 - (32 + 16_000 + 16_384)
+
+
+def test_plan_says_when_there_is_no_such_base(tmp_path: Path, capsys: Capture) -> None:
+    assert "nowhere" in error_of(capsys, "plan", tmp_path / "nowhere")
+
+
+def test_report_adds_up_what_the_ledger_holds(finished: Finished, capsys: Capture) -> None:
+    figures = output_of(capsys, "report", finished.run)
+    lines = [json.loads(line) for line in (finished.run / "ledger.jsonl").read_text().splitlines()[1:]]
+    assert figures["total_bytes"]["message_up"] == sum(
+        line["message_bytes"] for line in lines if line["direction"] == "up"
+    )
+    assert [entry["round"] for entry in figures["rounds"]] == [1, 2]
+    assert main(["report", str(finished.run)]) == 0
+    assert "animals" in capsys.readouterr().out
+
+
+def test_report_of_something_else_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    assert "not a run folder" in error_of(capsys, "report", tmp_path)
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_predict_answers_as_torch_does(finished: Finished, capsys: Capture, merged: bool) -> None:
+    texts = ["my bark is near the bone", "purr purr the paw", "one yes"]
+    flags = ["--merged"] if merged else []
+    answers = output_of(capsys, "predict", finished.bundle, *texts, "--task", "animals", *flags)
+
+    base = load_base(str(finished.base))
+    adapter = load_adapter(finished.run / "adapter.safetensors")
+    head = load_head(finished.run / "nodes" / "animals-0" / "head.safetensors")
+    model = attach(base.backbone, AdapterSpec(rank=2, d_a2=4)).eval()
+    load_adapter_state(model, adapter.state)
+    tokens = AutoTokenizer.from_pretrained(finished.base)(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        features = text_features(model, tokens["input_ids"], tokens["attention_mask"])
+        expected = torch.softmax(features @ torch.tensor(head.weight).T + torch.tensor(head.bias), -1)
+    np.testing.assert_allclose([a["probabilities"] for a in answers], expected, atol=1e-4)
+    assert [a["label"] for a in answers] == [head.labels[i] for i in expected.argmax(-1)]
+
+
+def test_predict_picks_a_choice(finished: Finished, capsys: Capture) -> None:
+    question = ["the sky is _", "--choice", "rose", "--choice", "milk", "--choice", "bone"]
+    (answer,) = output_of(capsys, "predict", finished.bundle, *question)
+    assert answer["task"] == "quiz"
+    assert answer["label"] in {"rose", "milk", "bone"}
+    assert sum(answer["probabilities"]) == pytest.approx(1)
+
+
+def test_predict_reads_lines_from_standard_input(finished: Finished) -> None:
+    command = [sys.executable, "-m", "fedkron.cli", "predict", str(finished.bundle), "--json"]
+    done = subprocess.run(command, input="purr\n\nbark\n", capture_output=True, text=True, check=True)
+    assert [answer["text"] for answer in json.loads(done.stdout)] == ["purr", "bark"]
+
+
+def test_predict_with_another_adapter_gives_its_answer(
+    finished: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    adapter = load_adapter(finished.run / "adapter.safetensors")
+    state = {n: (v * 3 if n.endswith("B1") else v) for n, v in adapter.state.items()}
+    save_adapter(tmp_path / "other.safetensors", AdapterFile(state, adapter.layout, adapter.base_name))
+    ask = ("predict", finished.bundle, "my bark is near", "--task", "animals")
+    before = output_of(capsys, *ask)
+    after = output_of(capsys, *ask, "--adapter", tmp_path / "other.safetensors")
+    assert before[0]["probabilities"] != after[0]["probabilities"]
+
+
+def test_predict_refuses_a_foreign_adapter(finished: Finished, tmp_path: Path, capsys: Capture) -> None:
+    adapter = load_adapter(finished.run / "adapter.safetensors")
+    foreign = type(adapter.layout)("0" * 64, adapter.layout.modules, adapter.layout.dense)
+    save_adapter(tmp_path / "foreign.safetensors", AdapterFile(adapter.state, foreign, "another base"))
+    ask = ("predict", finished.bundle, "purr", "--adapter", tmp_path / "foreign.safetensors")
+    assert "contract" in error_of(capsys, *ask)
+
+
+def test_predict_refuses_a_bundle_whose_contract_was_changed(
+    finished: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copytree(finished.bundle, tmp_path / "bundle")
+    manifest = tmp_path / "bundle" / "manifest.json"
+    contract = json.loads(manifest.read_text())["contract"]
+    manifest.write_text(manifest.read_text().replace(contract, "0" * 64))
+    assert "contract" in error_of(capsys, "predict", tmp_path / "bundle", "purr")
+
+
+def test_predict_names_the_tasks_there_are(finished: Finished, capsys: Capture) -> None:
+    error = error_of(capsys, "predict", finished.bundle, "purr", "--task", "weather")
+    assert "weather" in error
+    assert "animals" in error
+
+
+def test_export_never_overwrites(finished: Finished, capsys: Capture) -> None:
+    before = sorted(path.name for path in finished.bundle.parent.iterdir())
+    assert "exists already" in error_of(capsys, "export", finished.run, "-o", finished.bundle)
+    assert sorted(path.name for path in finished.bundle.parent.iterdir()) == before
+
+
+def test_export_without_heads_says_where_they_are(
+    finished: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    shutil.copytree(finished.run, tmp_path / "run", ignore=shutil.ignore_patterns("nodes"))
+    assert "--head" in error_of(capsys, "export", tmp_path / "run")
+
+
+def test_inspect_describes_each_of_our_files(finished: Finished, tmp_path: Path, capsys: Capture) -> None:
+    adapter = load_adapter(finished.run / "adapter.safetensors")
+    payload = tmp_path / "update.fkrn"
+    payload.write_bytes(encode(adapter.state, adapter.layout, codec("int4"), round=7))
+    head = finished.run / "nodes" / "animals-0" / "head.safetensors"
+    transfers = read_ledger(finished.run / "ledger.jsonl")
+
+    described = output_of(capsys, "inspect", finished.run / "adapter.safetensors")
+    assert (described["format"], described["parameters"]) == ("adapter", adapter.layout.size)
+    assert output_of(capsys, "inspect", head)["labels"] == ["cat", "dog"]
+    described = output_of(capsys, "inspect", payload)
+    assert (described["codec"], described["round"], described["contract"]) == (
+        "int4",
+        7,
+        adapter.layout.contract,
+    )
+    described = output_of(capsys, "inspect", finished.run / "ledger.jsonl")
+    assert described["baseline"] == sum(transfer.baseline_bytes for transfer in transfers)
+    assert output_of(capsys, "inspect", finished.bundle)["contract"] == adapter.layout.contract
+    assert output_of(capsys, "inspect", finished.run)["status"] == "completed"
+    assert main(["inspect", str(head)]) == 0
+
+
+def test_inspect_refuses_a_corrupt_payload(finished: Finished, tmp_path: Path, capsys: Capture) -> None:
+    adapter = load_adapter(finished.run / "adapter.safetensors")
+    blob = bytearray(encode(adapter.state, adapter.layout, codec("int4"), round=1))
+    blob[-5] ^= 1
+    (tmp_path / "update").write_bytes(blob)
+    assert "checksum" in error_of(capsys, "inspect", tmp_path / "update")
+
+
+def test_inspect_refuses_what_is_not_ours(tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "note.txt").write_text("hello")
+    assert "note.txt" in error_of(capsys, "inspect", tmp_path / "note.txt")
+    assert "neither a bundle" in error_of(capsys, "inspect", tmp_path)
+    assert "does not exist" in error_of(capsys, "inspect", tmp_path / "gone")
