@@ -15,13 +15,9 @@ from fedkron.settings import Settings
 
 @dataclass(frozen=True)
 class Node:
-    """This node's data, its number in the federation, and the folder for what stays here.
-
-    `task_index` counts the nodes that have the same task.
-    """
+    """This node's data, its number in the federation, and the folder for what stays here."""
 
     partition: int
-    task_index: int
     task: Task
     directory: Path
 
@@ -43,16 +39,14 @@ def this_node(node_config: Mapping[str, object], settings: Settings, run_id: int
         ) from None
     source, index, count = select_task(settings.task_sources, partition, partitions)
     if "task" in node_config:
-        source, index, count = str(node_config["task"]), partition, 1
+        source, index, count = str(node_config["task"]), 0, 1
     task = _data(source, index, count, settings)
-    return Node(partition, index, task, node_directory(settings, run_id, task.name, index))
+    return Node(partition, task, node_directory(settings, run_id, task.name, partition))
 
 
 @lru_cache(maxsize=16)  # one process serves many nodes and rounds
 def _data(source: str, index: int, count: int, settings: Settings) -> Task:
     whole = load_task(source)
     parts = settings.partition
-    share = node_share(
-        whole, index if count > 1 else 0, count, partitioner=parts.kind, alpha=parts.alpha, seed=settings.seed
-    )
+    share = node_share(whole, index, count, partitioner=parts.kind, alpha=parts.alpha, seed=settings.seed)
     return subset(share, settings.train.max_train_examples, settings.train.max_test_examples, settings.seed)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from clients.batches import Batch, Tokenized, evaluation_batches, scores, training_batches
 from fedkron.base import TaskModel, text_features
-from fedkron.errors import ConfigError
+from fedkron.errors import ConfigError, RunError
 from fedkron.settings import TrainSettings
 
 EVALUATION_BATCH = 64
@@ -43,7 +43,8 @@ def train(
 ) -> float:
     """Fine-tune the trainable parameters of `model` in place; returns the mean loss of the last epoch.
 
-    AdamW, with one learning rate for the head and one for the factors. Same seed, same result.
+    AdamW, with one learning rate for the head and one for the factors. Same seed, same result. Raises
+    `RunError` when training diverged.
     """
     device = next(model.parameters()).device
     head = list(model.head.parameters())
@@ -72,6 +73,11 @@ def train(
             scaler.update()
             total += loss.item() * len(batch.counts)
     model.eval()
+    if not all(torch.isfinite(parameter).all() for parameter in (*factors, *head)):
+        raise RunError(
+            "training diverged: lower train.learning-rate or train.head-learning-rate "
+            f"(they are {settings.learning_rate:g} and {settings.head_learning_rate:g})"
+        )
     return total / len(examples)
 
 

@@ -1,0 +1,1 @@
+"""fedkron: federated and edge exchange of Kron-LoRA adapters."""

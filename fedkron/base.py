@@ -60,8 +60,9 @@ def empty_backbone(name: str) -> nn.Module:
 
     Raises like `load_base`.
     """
+    source = resolve_base(name)
     try:
-        config = AutoConfig.from_pretrained(resolve_base(name))
+        config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise _no_such_base(name, error) from error
     with torch.device("meta"):

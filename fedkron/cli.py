@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from fedkron.commands import export, inspect, plan, predict, report, run
 from fedkron.errors import FedKronError
@@ -19,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Federated and edge exchange of Kron-LoRA adapters: kilobytes per round, Flower in, "
         "ONNX out.",
     )
+    parser.add_argument("--version", action="version", version=f"fedkron {version('fedkron')}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(subparsers)

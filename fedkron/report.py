@@ -69,10 +69,10 @@ def rounds_table(log: RunLog) -> RenderableType:
             str(entry.round),
             str(clients),
             *accuracies,
-            f"{entry.accuracy:.3f}",
+            _decimal(entry.accuracy, 3),
             kilobytes(cost.message_up),
             kilobytes(cost.message_down),
-            f"{cost.factor:.1f}",
+            _decimal(cost.factor, 1),
         )
     return table
 
@@ -93,6 +93,8 @@ def tasks_table(log: RunLog) -> RenderableType:
 
 def bytes_line(cost: Totals) -> str:
     """The whole run in one sentence."""
+    if not cost.messages:
+        return "No message has been sent."
     return (
         f"Whole run, serialized Flower messages: {kilobytes(cost.message_up)} up and "
         f"{kilobytes(cost.message_down)} down (payloads {kilobytes(cost.payload_up)} and "
@@ -110,6 +112,10 @@ def kilobytes(count: int) -> str:
 
 def _shares(majority: float, head_only: float, accuracy: float) -> tuple[str, ...]:
     return (f"{majority:.3f}", f"{head_only:.3f}", f"{accuracy:.3f}", f"{accuracy - head_only:+.3f}")
+
+
+def _decimal(value: float, digits: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _bytes(cost: Totals) -> dict[str, float | None]:

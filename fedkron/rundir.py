@@ -8,7 +8,7 @@
     outcome.json          how it ended; its absence means that it did not end
     report.json           all figures of the finished run, from `fedkron run`
     flower.log            what Flower logged, from `fedkron run`
-    nodes/<task>-<k>/head.safetensors   written by the clients, on their own machines
+    nodes/<task>-<partition>/head.safetensors   written by the clients, on their own machines
 """
 
 from __future__ import annotations
@@ -38,6 +38,6 @@ def run_directory(settings: Settings, run_id: int) -> Path:
     return start / Path(settings.output_dir).expanduser() / (settings.run_name or f"run-{run_id}")
 
 
-def node_directory(settings: Settings, run_id: int, task: str, index: int) -> Path:
+def node_directory(settings: Settings, run_id: int, task: str, partition: int) -> Path:
     """Absolute folder of one node's own files within its copy of the run folder, not created."""
-    return run_directory(settings, run_id) / NODES / f"{task}-{index}"
+    return run_directory(settings, run_id) / NODES / f"{task}-{partition}"

@@ -69,13 +69,18 @@ def read_run(folder: Path) -> RunLog:
     try:
         settings = Settings.from_run_config(_json(folder / SETTINGS))
         outcome = _json(folder / OUTCOME)
-        transfers = tuple(read_ledger(folder / LEDGER)) if (folder / LEDGER).exists() else ()
+        transfers = tuple(read_ledger(folder / LEDGER)) if _has_content(folder / LEDGER) else ()
         rounds = tuple(_figures(line) for line in _lines(folder / ROUNDS))
+        return RunLog(folder, settings, rounds, transfers, outcome.get("status"), outcome.get("error"))
     except FedKronError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"run folder {folder} is damaged: {error!r}") from error
-    return RunLog(folder, settings, rounds, transfers, outcome.get("status"), outcome.get("error"))
+
+
+def _has_content(path: Path) -> bool:
+    # A ledger that the server has just opened is still empty.
+    return path.exists() and path.stat().st_size > 0
 
 
 def _json(path: Path) -> dict[str, str]:

@@ -63,7 +63,7 @@ class TrainSettings:
     epochs: int = 1
     batch_size: int = 32
     learning_rate: float = 3e-4
-    head_learning_rate: float = 1e-2
+    head_learning_rate: float = 3e-3
     weight_decay: float = 0.01
     max_length: int = 64
     max_train_examples: int = 0

@@ -16,8 +16,8 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tasks `animals` and `pets` (same two labels), `colours` (three), `quiz` (choices)."""
     folder = tmp_path_factory.mktemp("tasks")
-    write_texts(folder / "animals", {"cat": ("purr", "paw"), "dog": ("bark", "bone")}, seed=1)
-    write_texts(folder / "pets", {"cat": ("purr", "milk"), "dog": ("bark", "leash")}, seed=2)
-    write_texts(folder / "colours", {"red": ("rose",), "green": ("leaf",), "blue": ("sky",)}, seed=3)
+    write_texts(folder / "animals", {"cat": "purr", "dog": "bark"}, seed=1)
+    write_texts(folder / "pets", {"cat": "milk", "dog": "leash"}, seed=2)
+    write_texts(folder / "colours", {"red": "rose", "green": "leaf", "blue": "sky"}, seed=3)
     write_choices(folder / "quiz", seed=4)
     return folder

@@ -23,7 +23,7 @@ from simulations.in_process import InProcessGrid, transported
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 WORDS = (
     *("the", "a", "is", "was", "near", "with", "my", "one", "who", "what", "has", "and", "yes", "no"),
-    *("purr", "paw", "milk", "bark", "bone", "leash", "rose", "leaf", "sky"),
+    *("purr", "milk", "bark", "bone", "leash", "rose", "leaf", "sky"),
 )
 FILLERS = WORDS[:14]
 
@@ -55,14 +55,14 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
 
 
-def write_texts(folder: Path, clues: Mapping[str, Sequence[str]], *, seed: int) -> Path:
-    """A classification task of 48 + 24 texts: a text of a label holds one of the label's clues."""
+def write_texts(folder: Path, clues: Mapping[str, str], *, seed: int) -> Path:
+    """A classification task of 48 + 24 texts: each holds the word that gives its label away."""
     rng = random.Random(seed)
 
     def row(number: int) -> dict[str, object]:
         label = number % len(clues)
         words = rng.choices(FILLERS, k=rng.randint(2, 8))
-        words.insert(rng.randrange(len(words)), rng.choice(list(clues.values())[label]))
+        words.insert(rng.randrange(len(words)), list(clues.values())[label])
         return {"text": " ".join(words), "label": label}
 
     _write_rows(folder, [row(number) for number in range(72)])
@@ -138,7 +138,7 @@ def run_config_for(
         "adapter.d-a2": 4,
         "train.batch-size": 16,
         "train.learning-rate": 0.01,
-        "train.head-learning-rate": 0.1,
+        "train.head-learning-rate": 0.03,
         "train.max-length": 16,
         **(changes or {}),
     }

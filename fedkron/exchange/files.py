@@ -180,7 +180,8 @@ def _check_same(found: Metadata, expected: Metadata) -> None:
 
 def _packed(tensors: State, metadata: Metadata) -> bytes:
     _check_finite(tensors)
-    contiguous = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    contiguous = {name: np.asarray(tensor, np.float32, order="C") for name, tensor in tensors.items()}
     # One key only: safetensors writes several in random order.
     return save(contiguous, {METADATA_KEY: json.dumps(metadata, sort_keys=True, separators=(",", ":"))})
 

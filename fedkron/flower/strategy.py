@@ -15,8 +15,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedkron.aggregation import aggregate
-from fedkron.errors import RunError
+from fedkron.aggregation import AGGREGATIONS, aggregate
+from fedkron.errors import ConfigError, RunError
 from fedkron.flower.admission import admitted, metrics_of, origin_of
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout
@@ -48,7 +48,7 @@ class FedKron(FedAvg):
     `aggregation` is a name in `fedkron.aggregation.AGGREGATIONS`. `max_failure_fraction` is the share of
     the chosen clients that may fail (error, refusal or no reply in time) in training or evaluation
     before the run is ended with a `RunError`. `on_round` is called after each round. Everything else
-    is passed on to FedAvg.
+    is passed on to FedAvg. Raises `ConfigError` for an unknown aggregation.
     """
 
     def __init__(
@@ -60,6 +60,10 @@ class FedKron(FedAvg):
         on_round: Callable[[RoundReport, ArrayRecord], None] = lambda *_: None,
         **fedavg: object,
     ) -> None:
+        if aggregation not in AGGREGATIONS:
+            raise ConfigError(
+                f"aggregation {aggregation!r} does not exist: use one of {', '.join(AGGREGATIONS)}"
+            )
         super().__init__(**fedavg)  # type: ignore[arg-type]
         self._layout = layout
         self._aggregation = aggregation

@@ -107,7 +107,7 @@ def to_state(record: ArrayRecord) -> State:
 
 def to_arrays(state: State) -> ArrayRecord:
     """The inverse of `to_state`."""
-    return ArrayRecord({name: Array(np.ascontiguousarray(values)) for name, values in state.items()})
+    return ArrayRecord({name: Array(np.asarray(values, order="C")) for name, values in state.items()})
 
 
 def round_of(message: Message) -> int:

@@ -1,0 +1,538 @@
+"""The seam between Flower and the codec: any strategy, any app, and what happens to bad messages."""
+
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import pytest
+from federation_cases import ObservedGrid, wire_size
+from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
+from flwr.serverapp.strategy import (
+    DifferentialPrivacyClientSideFixedClipping,
+    DifferentialPrivacyServerSideFixedClipping,
+    FedAdam,
+    FedAvg,
+    FedMedian,
+    Krum,
+    Strategy,
+)
+from seam_cases import SHAPES, MuteGrid, State, examples_of, initial, pull, record, state_of, third_party_app
+
+from fedkron.compression import HEADER_SIZE, codec, decode, encode, payload_size
+from fedkron.errors import AdapterError, ConfigError, ContractError, FedKronError, PayloadError, RunError
+from fedkron.flower import REJECTED_UPLOAD, CompressedGrid, compressed_exchange
+from fedkron.flower.wire import LAYOUT, MAX_LAYOUT_BYTES, PAYLOAD, UPLOAD_CODEC, pack_broadcast
+from fedkron.layout import AdapterLayout
+from fedkron.ledger import Ledger, read_ledger
+from simulations.in_process import InProcessGrid
+
+LAYOUT_OF_ARRAYS = AdapterLayout.of_arrays(initial())
+NODES = 4
+
+
+def run(strategy: Strategy, grid: object, rounds: int = 3) -> State:
+    return state_of(strategy.start(grid, record(initial()), num_rounds=rounds).arrays)
+
+
+def on_the_seam(upload: str, broadcast: str, **options: object) -> CompressedGrid:
+    app = third_party_app([compressed_exchange], **options)
+    return CompressedGrid(ObservedGrid(app, NODES, {}), upload=upload, broadcast=broadcast)
+
+
+def train_messages(state: State, nodes: Iterable[int], round_: int = 1) -> list[Message]:
+    config = ConfigRecord({"server-round": round_})
+    return [Message(RecordDict({"arrays": record(state), "config": config}), node, "train") for node in nodes]
+
+
+# ------------------------------------------------------------------ any app, any strategy
+
+
+def test_third_party_app_with_lossless_codecs_gets_what_plain_fedavg_gives() -> None:
+    plain = run(FedAvg(), InProcessGrid(third_party_app([]), NODES, {}))
+    compressed = run(FedAvg(), on_the_seam("fp32", "fp32"))
+    assert list(compressed) == list(plain)
+    for name in SHAPES:
+        np.testing.assert_allclose(compressed[name], plain[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("upload", "broadcast"), [("int4", "int8"), ("int8", "int4"), ("fp16", "fp16")])
+def test_quantized_federation_ends_close_to_the_plain_one_and_pays_for_payloads_only(
+    upload: str, broadcast: str
+) -> None:
+    plain = run(FedAvg(), InProcessGrid(third_party_app([]), NODES, {}), rounds=8)
+    grid = on_the_seam(upload, broadcast)
+    compressed = run(FedAvg(), grid, rounds=8)
+    start = np.linalg.norm(initial()["weight"] - plain["weight"])
+    for name in SHAPES:
+        assert compressed[name].shape == SHAPES[name]
+    assert np.linalg.norm(compressed["weight"] - plain["weight"]) < 0.05 * start
+    sizes = {
+        "up": payload_size(LAYOUT_OF_ARRAYS, codec(upload)),
+        "down": payload_size(LAYOUT_OF_ARRAYS, codec(broadcast)),
+    }
+    carrying = [t for t in grid.ledger.transfers if (t.phase, t.direction) != ("evaluate", "up")]
+    assert len(carrying) == 8 * NODES * 3
+    assert all(transfer.payload_bytes == sizes[transfer.direction] for transfer in carrying)
+
+
+STRATEGIES: dict[str, tuple[Callable[[], Strategy], list[object]]] = {
+    "FedAvg": (FedAvg, []),
+    "FedAdam": (lambda: FedAdam(eta=0.1, tau=0.01), []),
+    "FedMedian": (FedMedian, []),
+    "Krum": (Krum, []),
+    "client-side clipping": (
+        lambda: DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.0, 2.0, NODES),
+        [fixedclipping_mod],
+    ),
+    "server-side clipping": (
+        lambda: DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.0, 2.0, NODES),
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_flower_strategies_give_on_the_seam_what_they_give_without_it(name: str) -> None:
+    # Without noise, so that the differential privacy wrappers can be compared too.
+    strategy, train_mods = STRATEGIES[name]
+    plain = run(strategy(), InProcessGrid(third_party_app([], train_mods=train_mods), NODES, {}))
+    seam = run(strategy(), on_the_seam("fp32", "fp32", train_mods=train_mods))
+    assert list(seam) == list(plain)
+    for array in SHAPES:
+        np.testing.assert_allclose(seam[array], plain[array], rtol=1e-4, atol=1e-5)
+        assert not np.allclose(seam[array], initial()[array], atol=1e-3)
+
+
+PRIVATE: dict[str, tuple[Callable[[], Strategy], list[object]]] = {
+    "client-side clipping with noise": (
+        lambda: DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.1, 2.0, NODES),
+        [fixedclipping_mod],
+    ),
+    "server-side clipping with noise": (
+        lambda: DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.1, 2.0, NODES),
+        [],
+    ),
+    "local differential privacy": (FedAvg, [LocalDpMod(2.0, 0.001, 1.0, 1e-5)]),
+}
+
+
+@pytest.mark.parametrize("name", [*STRATEGIES, *PRIVATE])
+def test_flower_strategies_run_on_four_bits(name: str) -> None:
+    strategy, train_mods = {**STRATEGIES, **PRIVATE}[name]
+    grid = on_the_seam("int4", "int8", train_mods=train_mods)
+    arrays = run(strategy(), grid)
+    assert {array: values.shape for array, values in arrays.items()} == SHAPES
+    assert all(np.isfinite(values).all() for values in arrays.values())
+    # Every node took part in every round: nothing was refused.
+    assert len(grid.ledger.transfers) == 3 * NODES * 4
+
+
+def test_messages_with_different_arrays_each_keep_their_own() -> None:
+    grid = on_the_seam("fp32", "fp32", learn=lambda received, _: received)
+    ones, twos = ({name: np.full(shape, n, np.float32) for name, shape in SHAPES.items()} for n in (1, 2))
+    messages = train_messages(ones, [1000]) + train_messages(twos, [1001])
+    replies = {reply.metadata.src_node_id: reply for reply in grid.send_and_receive(messages)}
+    assert state_of(replies[1000].content["arrays"])["weight"].max() == 1
+    assert state_of(replies[1001].content["arrays"])["weight"].min() == 2
+
+
+def test_messages_without_arrays_pass_unchanged() -> None:
+    app = third_party_app([compressed_exchange])
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:  # noqa: ARG001
+        return Message(message.content, reply_to=message)
+
+    grid = CompressedGrid(InProcessGrid(app, 1, {}))
+    question = RecordDict({"question": ConfigRecord({"text": "how are you?"})})
+    (reply,) = grid.send_and_receive([Message(question, 1000, "query")])
+    assert reply.content["question"] == ConfigRecord({"text": "how are you?"})
+    assert {transfer.payload_bytes for transfer in grid.ledger.transfers} == {0}
+
+
+# ------------------------------------------------------------------ error feedback
+
+
+def send(grid: CompressedGrid, state: State, round_: int) -> State:
+    """What the server has decoded from node 1000, minus what it had sent."""
+    (reply,) = grid.send_and_receive(train_messages(state, [1000], round_))
+    return {n: values - state[n] for n, values in state_of(reply.content["arrays"]).items()}
+
+
+def test_what_quantization_leaves_out_is_kept_on_the_node_and_sent_later() -> None:
+    step = {name: values * np.float32(1e-2) for name, values in initial().items()}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in SHAPES.items()}
+    app = third_party_app(
+        [compressed_exchange], learn=lambda received, _: {name: received[name] + step[name] for name in step}
+    )
+    inner = InProcessGrid(app, 1, {})
+    grid = CompressedGrid(inner, upload="int4", broadcast="fp32")
+    rounds = 12
+    arrived = [send(grid, zeros, round_ + 1)["weight"] for round_ in range(rounds)]
+    meant = rounds * step["weight"]
+    largest_residual = np.abs(step["weight"]).max() / 7  # one step of the coarsest 4-bit scale
+    assert np.abs(arrived[0] - step["weight"]).max() > 1e-4
+    assert np.abs(np.sum(arrived, axis=0) - meant).max() < 1.5 * largest_residual
+    kept = np.frombuffer(inner.contexts[1000].state["fedkron.residual.arrays"]["residual"], np.float32)
+    residual = kept[: step["weight"].size].reshape(SHAPES["weight"])
+    np.testing.assert_allclose(np.sum(arrived, axis=0) + residual, meant, atol=1e-5)
+
+
+def test_residual_of_another_contract_is_dropped() -> None:
+    def grid() -> CompressedGrid:
+        app = third_party_app(
+            [compressed_exchange],
+            learn=lambda received, _: {name: values * np.float32(0.9) for name, values in received.items()},
+        )
+        return CompressedGrid(InProcessGrid(app, 1, {}), upload="int4", broadcast="fp32")
+
+    # As many elements, so that only the contract tells that the residual does not belong here.
+    renamed = {f"other {name}": values for name, values in initial().items()}
+    used = grid()
+    send(used, initial(), 1)
+    fresh = send(grid(), renamed, 1)
+    for name, values in send(used, renamed, 2).items():
+        np.testing.assert_array_equal(values, fresh[name])
+    # The same contract again does not bring it back, and it does matter where it is kept.
+    again = send(used, renamed, 3)
+    assert any(not np.array_equal(again[name], fresh[name]) for name in renamed)
+
+
+# ------------------------------------------------------------------ the ledger
+
+
+def test_ledger_counts_the_bytes_that_were_on_the_wire(tmp_path) -> None:  # noqa: ANN001
+    inner = ObservedGrid(third_party_app([compressed_exchange]), NODES, {})
+    path = tmp_path / "ledger.jsonl"
+    grid = CompressedGrid(inner, upload="int4", broadcast="int8", ledger=Ledger(path))
+    run(FedAvg(), grid, rounds=2)
+    transfers = grid.ledger.transfers
+    assert read_ledger(path) == transfers
+    seen = {
+        direction: [(m.metadata.message_type, wire_size(m)) for m in messages]
+        for direction, messages in (("down", inner.down), ("up", inner.up))
+    }
+    assert len(transfers) == 2 * 2 * 2 * NODES
+    for direction, expected in seen.items():
+        entries = [transfer for transfer in transfers if transfer.direction == direction]
+        assert [(entry.phase, entry.message_bytes) for entry in entries] == expected
+    assert {entry.node for entry in transfers} == {str(1000 + node) for node in range(NODES)}
+    assert {entry.round for entry in transfers} == {1, 2}
+    assert all(0 < entry.message_bytes - entry.payload_bytes < 3000 for entry in transfers)
+
+
+def test_baseline_is_the_arrays_in_float32_where_there_are_no_factors() -> None:
+    grid = on_the_seam("int4", "int8")
+    run(FedAvg(), grid, rounds=1)
+    raw = 4 * sum(values.size for values in initial().values())
+    with_arrays = {(t.phase, t.direction): t.baseline_bytes for t in grid.ledger.transfers}
+    assert with_arrays == {
+        ("train", "down"): raw,
+        ("train", "up"): raw,
+        ("evaluate", "down"): raw,
+        ("evaluate", "up"): 0,
+    }
+
+
+# ------------------------------------------------------------------ refused uploads
+
+EVIL = 1000 + NODES - 1
+
+
+def payload(reply: Message) -> bytes:
+    return reply.content["arrays"][PAYLOAD]
+
+
+def put(reply: Message, blob: object) -> None:
+    reply.content["arrays"] = ConfigRecord({PAYLOAD: blob})
+
+
+def flip_a_byte(reply: Message) -> None:
+    blob = bytearray(payload(reply))
+    blob[HEADER_SIZE + 5] ^= 1
+    put(reply, bytes(blob))
+
+
+def other_contract(reply: Message) -> None:
+    layout = AdapterLayout("another base", (), LAYOUT_OF_ARRAYS.dense)
+    put(reply, encode(initial(), layout, codec("fp32"), round=1))
+
+
+def other_round(reply: Message) -> None:
+    update = decode(payload(reply), LAYOUT_OF_ARRAYS).update
+    put(reply, encode(update, LAYOUT_OF_ARRAYS, codec("fp32"), round=7))
+
+
+def other_key(reply: Message) -> None:
+    reply.content["elsewhere"] = reply.content.pop("arrays")
+
+
+def uncompressed(reply: Message) -> None:
+    reply.content["arrays"] = record(pull(initial(), NODES - 1))
+
+
+def uncompressed_beside_the_payload(reply: Message) -> None:
+    reply.content["more"] = record(pull(initial(), NODES - 1))
+
+
+SPOILED: dict[str, tuple[Callable[[Message], None], str]] = {
+    "a flipped byte": (flip_a_byte, "checksum"),
+    "a truncated payload": (lambda reply: put(reply, payload(reply)[:-3]), "truncated"),
+    "an empty payload": (lambda reply: put(reply, b""), "too few"),
+    "a payload of text": (lambda reply: put(reply, "FKRN"), "should be bytes, it is str"),
+    "a payload that is a list": (lambda reply: put(reply, [1, 2, 3]), "should be bytes, it is list"),
+    "another contract": (other_contract, "contract"),
+    "another round": (other_round, "payload is of round 7, expected round 1"),
+    "another key": (other_key, "'elsewhere' answers nothing that was sent"),
+    "no compression": (uncompressed, "uncompressed"),
+    "arrays beside the payload": (uncompressed_beside_the_payload, "uncompressed"),
+}
+
+
+def with_an_evil_node(spoil: Callable[[Message], None]) -> CompressedGrid:
+    def evil_mod(message: Message, context: Context, call_next: Callable) -> Message:
+        reply = call_next(message, context)
+        if context.node_id == EVIL and message.metadata.message_type == "train":
+            spoil(reply)
+        return reply
+
+    app = third_party_app([evil_mod, compressed_exchange])
+    return CompressedGrid(InProcessGrid(app, NODES, {}), upload="fp32", broadcast="fp32")
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_upload_that_is_not_admitted_reaches_the_strategy_as_an_error(name: str) -> None:
+    spoil, said = SPOILED[name]
+    grid = with_an_evil_node(spoil)
+    replies = list(grid.send_and_receive(train_messages(initial(), list(grid.get_node_ids()))))
+    refused = [reply for reply in replies if reply.has_error()]
+    assert [reply.metadata.src_node_id for reply in refused] == [EVIL]
+    assert refused[0].error.code == REJECTED_UPLOAD
+    assert f"upload of node {EVIL} in round 1 refused: " in refused[0].error.reason
+    assert said in refused[0].error.reason
+    assert len(replies) == NODES
+
+
+def fedavg_of_the_good_nodes(rounds: int) -> State:
+    state = initial()
+    weights = [examples_of(partition) for partition in range(NODES - 1)]
+    for _ in range(rounds):
+        trained = [pull(state, partition) for partition in range(NODES - 1)]
+        state = {
+            name: np.average([t[name] for t in trained], axis=0, weights=weights).astype(np.float32)
+            for name in state
+        }
+    return state
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_refused_uploads_leave_the_global_arrays_as_if_their_node_were_not_there(name: str) -> None:
+    arrays = run(FedAvg(), with_an_evil_node(SPOILED[name][0]), rounds=1)
+    expected = fedavg_of_the_good_nodes(rounds=1)
+    for array in SHAPES:
+        np.testing.assert_allclose(arrays[array], expected[array], rtol=1e-5, atol=1e-6)
+
+
+def test_update_that_would_overflow_float32_is_refused() -> None:
+    huge = {name: np.full(shape, 3e38, np.float32) for name, shape in SHAPES.items()}
+
+    def add_as_much_again(reply: Message) -> None:
+        put(reply, encode(huge, LAYOUT_OF_ARRAYS, codec("fp32"), round=1))
+
+    grid = with_an_evil_node(add_as_much_again)
+    replies = list(grid.send_and_receive(train_messages(huge, list(grid.get_node_ids()))))
+    (refused,) = [reply for reply in replies if reply.has_error()]
+    assert "takes tensor 'weight' beyond the largest float32" in refused.error.reason
+
+
+LEARNERS: dict[str, tuple[Callable[[State], State], str]] = {
+    "integer arrays": (
+        lambda received: {**received, "weight": received["weight"].astype(np.int64)},
+        "array 'weight' is int64",
+    ),
+    "a missing array": (lambda received: {"weight": received["weight"]}, "is missing"),
+    "an unknown array": (lambda received: {**received, "steps": received["bias"]}, "'steps' is not part of"),
+    "another shape": (lambda received: {**received, "bias": received["bias"][:1]}, "has shape [1]"),
+    "NaN": (lambda received: {**received, "bias": received["bias"] * np.nan}, "'bias' holds nan"),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_arrays_that_cannot_be_compressed_fail_on_their_own_node_with_the_reason(name: str) -> None:
+    spoil, said = LEARNERS[name]
+
+    def learn(received: State, partition: int) -> State:
+        trained = pull(received, partition)
+        return spoil(trained) if partition == NODES - 1 else trained
+
+    grid = on_the_seam("fp32", "fp32", learn=learn)
+    replies = list(grid.send_and_receive(train_messages(initial(), list(grid.get_node_ids()))))
+    (failed,) = [reply for reply in replies if reply.has_error()]
+    assert failed.metadata.src_node_id == EVIL
+    assert said in failed.error.reason
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"steps": np.arange(3)}, "array 'steps' is int64"),
+        ({"weight": np.array([1.0, np.inf], np.float32)}, "holds inf"),
+    ],
+)
+def test_arrays_that_cannot_be_compressed_stop_the_server_before_anything_is_sent(
+    arrays: State, said: str
+) -> None:
+    inner = ObservedGrid(third_party_app([compressed_exchange]), NODES, {})
+    grid = CompressedGrid(inner)
+    with pytest.raises(AdapterError) as caught:
+        grid.send_and_receive(train_messages(arrays, [1000, 1001]))
+    assert said in str(caught.value)
+    assert inner.down == []
+
+
+def test_unknown_codecs_are_refused_when_the_grid_is_made() -> None:
+    inner = InProcessGrid(third_party_app([]), 1, {})
+    with pytest.raises(ConfigError, match="int5"):
+        CompressedGrid(inner, upload="int5")
+    with pytest.raises(ConfigError, match="int2"):
+        CompressedGrid(inner, broadcast="int2")
+
+
+# ------------------------------------------------------------------ damaged broadcasts
+
+
+def deep_json() -> bytes:
+    return zlib.compress(b"[" * 200_000)
+
+
+def packed() -> dict[str, object]:
+    return dict(pack_broadcast(initial(), LAYOUT_OF_ARRAYS, 1, ("int8", "int4")))
+
+
+DAMAGED: dict[str, tuple[dict[str, object], type[FedKronError]]] = {
+    "a layout that is text": ({LAYOUT: "layout"}, PayloadError),
+    "a layout that is not deflated": ({LAYOUT: b"layout"}, PayloadError),
+    "a layout that is cut off": ({LAYOUT: packed()[LAYOUT][:-8]}, PayloadError),
+    "a layout that is not JSON": ({LAYOUT: zlib.compress(b"layout")}, ContractError),
+    "a layout that is not UTF-8": ({LAYOUT: zlib.compress(b"\xff\xfe")}, ContractError),
+    "a layout that is a number": ({LAYOUT: zlib.compress(b"7")}, ContractError),
+    "a layout of another version": (
+        {LAYOUT: zlib.compress(LAYOUT_OF_ARRAYS.to_json().replace('"version":1', '"version":9').encode())},
+        ContractError,
+    ),
+    "a layout that is nested too deep": ({LAYOUT: deep_json()}, ContractError),
+    "the layout of other arrays": (
+        {LAYOUT: zlib.compress(AdapterLayout.of_arrays({"w": initial()["bias"]}).to_json().encode())},
+        ContractError,
+    ),
+    "a payload that is a number": ({PAYLOAD: 7}, PayloadError),
+    "a payload that is cut off": ({PAYLOAD: packed()[PAYLOAD][:-1]}, PayloadError),
+    "an upload codec that is a number": ({UPLOAD_CODEC: 4}, PayloadError),
+    "an upload codec that is not known": ({UPLOAD_CODEC: "int5"}, ConfigError),
+}
+
+
+def deliver(damage: dict[str, object]) -> None:
+    """Hand a damaged broadcast to the client's mod; the app behind it must not be reached."""
+
+    def app(message: Message, context: Context) -> Message:  # noqa: ARG001
+        raise AssertionError("the app was called")
+
+    InProcessGrid(third_party_app([]), 1, {})  # messages can be made only within a run
+    content = RecordDict({"arrays": ConfigRecord({**packed(), **damage})})
+    compressed_exchange(Message(content, 1000, "train"), Context(1, 1000, {}, RecordDict(), {}), app)
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_client_refuses_a_broadcast_with(name: str) -> None:
+    damage, error = DAMAGED[name]
+    with pytest.raises(error):
+        deliver(damage)
+
+
+@pytest.mark.parametrize("missing", [LAYOUT, UPLOAD_CODEC])
+def test_client_refuses_a_broadcast_that_lacks_a_field(missing: str) -> None:
+    content = packed()
+    del content[missing]
+    InProcessGrid(third_party_app([]), 1, {})
+    message = Message(RecordDict({"arrays": ConfigRecord(content)}), 1000, "train")
+    with pytest.raises(PayloadError, match=missing):
+        compressed_exchange(message, Context(1, 1000, {}, RecordDict(), {}), lambda m, _: m)
+
+
+def test_client_does_not_inflate_a_zip_bomb() -> None:
+    bomb = zlib.compress(b" " * (16 * MAX_LAYOUT_BYTES), 9)
+    tracemalloc.start()
+    try:
+        with pytest.raises(PayloadError, match="larger than"):
+            deliver({LAYOUT: bomb})
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * MAX_LAYOUT_BYTES
+
+
+def test_client_refuses_arrays_that_the_server_did_not_send() -> None:
+    def renamed(message: Message, context: Context, call_next: Callable) -> Message:
+        reply = call_next(message, context)
+        reply.content["model"] = reply.content.pop("arrays")
+        return reply
+
+    app = third_party_app([compressed_exchange], train_mods=[renamed])
+    grid = CompressedGrid(InProcessGrid(app, 1, {}))
+    (reply,) = grid.send_and_receive(train_messages(initial(), [1000]))
+    assert "'model'" in reply.error.reason
+    assert "['arrays']" in reply.error.reason
+
+
+# ------------------------------------------------------------------ messages that get lost
+
+
+class RefusingGrid(InProcessGrid):
+    """Does not take messages for the last node, as Flower marks it: None instead of an id."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        ids: list[str | None] = []
+        for message in messages:
+            ids += [None] if message.metadata.dst_node_id == EVIL else super().push_messages([message])
+        return ids
+
+
+class FullGrid(InProcessGrid):
+    """Takes no message at all: Flower's answer to a request that is too large."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:  # noqa: ARG002
+        return []
+
+
+def test_silent_node_is_left_behind_at_the_timeout_and_its_late_reply_is_ignored() -> None:
+    inner = MuteGrid(third_party_app([compressed_exchange]), NODES, {})
+    grid = CompressedGrid(inner, poll_interval=0.01)
+    nodes = list(grid.get_node_ids())
+    replies = list(grid.send_and_receive(train_messages(initial(), nodes), timeout=0.05))
+    assert sorted(reply.metadata.src_node_id for reply in replies) == nodes[:-1]
+    replies = list(grid.send_and_receive(train_messages(initial(), nodes, round_=2), timeout=5.0))
+    assert sorted(reply.metadata.src_node_id for reply in replies) == nodes
+    assert not any(reply.has_error() for reply in replies)
+    # Whoever asks for the late reply gets it undecoded: nothing remembers any more what it answers.
+    late, inner.late = inner.late, frozenset()
+    (reply,) = grid.pull_messages(late)
+    assert not reply.content.array_records
+    uploads = [transfer for transfer in grid.ledger.transfers if transfer.direction == "up"]
+    assert [transfer.round for transfer in uploads] == [1, 1, 1, 2, 2, 2, 2]
+
+
+def test_message_that_flower_does_not_take_is_not_waited_for_nor_counted() -> None:
+    grid = CompressedGrid(RefusingGrid(third_party_app([compressed_exchange]), NODES, {}))
+    nodes = list(grid.get_node_ids())
+    replies = list(grid.send_and_receive(train_messages(initial(), nodes)))
+    assert sorted(reply.metadata.src_node_id for reply in replies) == nodes[:-1]
+    assert str(EVIL) not in {transfer.node for transfer in grid.ledger.transfers}
+
+
+def test_flower_taking_no_messages_ends_with_the_reason() -> None:
+    grid = CompressedGrid(FullGrid(third_party_app([compressed_exchange]), NODES, {}))
+    with pytest.raises(RunError, match="pushed 0 of 4 messages"):
+        grid.send_and_receive(train_messages(initial(), list(grid.get_node_ids())))
