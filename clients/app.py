@@ -28,7 +28,7 @@ from fedkron.adapters import adapter_layout, adapter_state, load_adapter_state
 from fedkron.base import TaskModel
 from fedkron.errors import ConfigError, ContractError
 from fedkron.exchange import HeadFile, save_head
-from fedkron.flower import ORIGIN, compressed_exchange
+from fedkron.flower import ORIGIN, compressed_exchange, explained_errors
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import HEAD_BIAS, HEAD_WEIGHT, AdapterLayout, State
 from fedkron.rundir import HEAD
@@ -37,7 +37,7 @@ from fedkron.settings import Settings
 ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
 LOCAL_HEAD, HEAD_ONLY = "fedkron.head", "fedkron.head-only"
 
-app = ClientApp(mods=[compressed_exchange])
+app = ClientApp(mods=[explained_errors, compressed_exchange])
 
 
 @app.train()

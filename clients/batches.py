@@ -82,9 +82,11 @@ def scores(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _collate(examples: Sequence[Tokenized], pad_id: int, device: torch.device) -> Batch:
-    texts = [torch.tensor(text, dtype=torch.long) for example in examples for text in example.texts]
+    texts = [text for example in examples for text in example.texts]
     lengths = torch.tensor([len(text) for text in texts])
-    input_ids = nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_value=pad_id)
+    # A text without tokens becomes a masked one: no model takes a sequence of length 0.
+    rows = [torch.tensor(text or [pad_id]) for text in texts]
+    input_ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad_id)
     mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
     return Batch(
         input_ids.to(device),

@@ -1,11 +1,13 @@
 """How fedkron plugs into Flower: a client mod, a Grid, and a strategy."""
 
 from fedkron.flower.admission import ORIGIN
-from fedkron.flower.client_mod import compressed_exchange
-from fedkron.flower.grid import REJECTED_UPLOAD, CompressedGrid
+from fedkron.flower.client_mod import compressed_exchange, explained_errors
+from fedkron.flower.grid import CompressedGrid
 from fedkron.flower.strategy import FedKron, RoundReport, TaskReport
+from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD
 
 __all__ = [
+    "EXPLAINED_ERROR",
     "ORIGIN",
     "REJECTED_UPLOAD",
     "CompressedGrid",
@@ -13,4 +15,5 @@ __all__ = [
     "RoundReport",
     "TaskReport",
     "compressed_exchange",
+    "explained_errors",
 ]

@@ -1,18 +1,22 @@
 """The client half of the seam: a Flower mod that decodes the broadcast and encodes the upload.
 
 Put it first in the list, so that it is the outermost: `ClientApp(mods=[compressed_exchange])`. The app
-and all other mods (local DP, clipping, …) see plain arrays.
+and all other mods (local DP, clipping, …) see plain arrays. Only `explained_errors` may stand before it.
 """
 
 from __future__ import annotations
 
+from logging import ERROR
+
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message
 from flwr.clientapp.typing import ClientAppCallable
+from flwr.common import log
 
 from fedkron.compression import encode_with_feedback
-from fedkron.errors import PayloadError
+from fedkron.errors import FedKronError, PayloadError
 from fedkron.flower.wire import (
+    EXPLAINED_ERROR,
     PAYLOAD,
     Broadcast,
     is_packed,
@@ -25,6 +29,16 @@ from fedkron.layout import Vector, flatten, unflatten
 
 RESIDUAL = "fedkron.residual"
 CONTRACT = "contract"
+
+
+def explained_errors(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Answer with the message of a `FedKronError`, where Flower would send the server a traceback."""
+    try:
+        return call_next(message, context)
+    except FedKronError as error:
+        reason = f"{type(error).__name__}: {error}"
+        log(ERROR, reason)
+        return Message(Error(EXPLAINED_ERROR, reason), reply_to=message)
 
 
 def compressed_exchange(message: Message, context: Context, call_next: ClientAppCallable) -> Message:

@@ -23,6 +23,7 @@ from flwr.supercore.run import Run
 from fedkron.compression import codec, decode
 from fedkron.errors import FedKronError, PayloadError, RunError
 from fedkron.flower.wire import (
+    REJECTED_UPLOAD,
     is_packed,
     message_bytes,
     pack_broadcast,
@@ -35,9 +36,6 @@ from fedkron.flower.wire import (
 )
 from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import BASELINE_RANK, Direction, Ledger, Transfer
-
-REJECTED_UPLOAD = 100
-"""Error code of a reply whose upload was not admitted (Flower's own codes are below 100)."""
 
 
 @dataclass

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedkron.aggregation import AGGREGATIONS, aggregate
 from fedkron.errors import ConfigError, RunError
 from fedkron.flower.admission import admitted, metrics_of, origin_of
-from fedkron.flower.wire import to_arrays, to_state
+from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD, to_arrays, to_state
 from fedkron.layout import AdapterLayout
 
 
@@ -133,7 +133,7 @@ class FedKron(FedAvg):
         replies = list(replies)
         answers, errors = self._check_and_log_replies(replies, is_train, validate=False)
         valid, refusals = admitted(answers, self.weighted_by_key, arrays=int(is_train))
-        failures = [f"node {e.metadata.src_node_id}: {e.error.reason}" for e in errors] + refusals
+        failures = [f"node {e.metadata.src_node_id}: {_reason(e.error)}" for e in errors] + refusals
         failures += ["no reply in time"] * (self._expected - len(replies))
         self._report.failures += failures
         if len(failures) > self._max_failure_fraction * self._expected:
@@ -161,3 +161,9 @@ class FedKron(FedAvg):
             if name != self.weighted_by_key
         }
         return TaskReport(len(replies), int(sum(weights)), means)
+
+
+def _reason(error: Error) -> str:
+    reason = (error.reason or "").strip() or "no reason given"
+    # For whatever else an app raised Flower may send a traceback, whose last line says what it was.
+    return reason if error.code in (REJECTED_UPLOAD, EXPLAINED_ERROR) else reason.splitlines()[-1]

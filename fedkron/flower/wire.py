@@ -24,6 +24,12 @@ PAYLOAD = "fedkron.payload"
 LAYOUT = "fedkron.layout"
 UPLOAD_CODEC = "fedkron.upload-codec"
 
+REJECTED_UPLOAD = 100
+"""Error code of a reply whose upload was not admitted (Flower's own codes are below 100)."""
+
+EXPLAINED_ERROR = 101
+"""Error code of a reply whose reason is a message of ours, for people, and not a traceback."""
+
 T = TypeVar("T")
 
 MAX_LAYOUT_BYTES = 16 * 2**20

@@ -94,6 +94,8 @@ def test_texts_of_similar_length_are_batched_together() -> None:
 
 
 def test_text_without_tokens_becomes_padding_only() -> None:
+    (alone,) = evaluation_batches([Tokenized(([],), 0)], 2, 9, CPU)
+    assert (alone.input_ids.tolist(), alone.attention_mask.tolist()) == ([[9]], [[0]])
     (batch,) = evaluation_batches([Tokenized(([],), 0), Tokenized(([7, 8],), 1)], 2, PAD, CPU)
     assert batch.input_ids.tolist() == [[PAD, PAD], [7, 8]]
     assert batch.attention_mask.tolist() == [[0, 0], [1, 1]]

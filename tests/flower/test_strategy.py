@@ -4,19 +4,22 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
 from seam_cases import MuteGrid, State, record, state_of
 
 from fedkron.aggregation import merged_mean
-from fedkron.errors import ConfigError, RunError
+from fedkron.errors import ConfigError, RunError, TaskError
 from fedkron.flower import (
+    EXPLAINED_ERROR,
     ORIGIN,
     CompressedGrid,
     FedKron,
     RoundReport,
     TaskReport,
     compressed_exchange,
+    explained_errors,
 )
 from fedkron.layout import AdapterLayout, ModuleLayout, TensorLayout
 from simulations.in_process import InProcessGrid
@@ -259,6 +262,49 @@ def test_replies_that_do_not_come_in_time_are_failures() -> None:
     run = Run(MuteGrid(node_app(), NODES, {}), timeout=0.1)
     assert run.reports[0].failures == ["no reply in time"]
     assert_close(run.arrays, mean_of(range(NODES - 1)))
+
+
+TRACEBACK = """ray::ClientAppActor.run()
+  File "train.py", line 7, in train
+    batch["labels"]
+KeyError: 'labels'
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "said"),
+    [
+        (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, TRACEBACK, "KeyError: 'labels'"),
+        (ErrorCode.NODE_UNAVAILABLE, "Node Unavailable", "Node Unavailable"),
+        (ErrorCode.UNKNOWN, " \n", "no reason given"),
+        (
+            EXPLAINED_ERROR,
+            "TaskError: the download failed.\nCheck the network.",
+            "TaskError: the download failed.\nCheck the network.",
+        ),
+    ],
+)
+def test_failure_is_what_the_node_says_or_the_last_line_of_a_traceback(
+    code: int, reason: str, said: str
+) -> None:
+    def broken(message: Message, context: Context, call_next: Callable) -> Message:
+        if context.node_id == 1003 and message.metadata.message_type == "train":
+            return Message(Error(code, reason), reply_to=message)
+        return call_next(message, context)
+
+    run = Run(InProcessGrid(node_app(mods=[broken]), NODES, {}))
+    assert run.reports[0].failures == [f"node 1003: {said}"]
+
+
+def test_error_of_ours_reaches_the_server_as_its_message_where_the_client_explains_errors() -> None:
+    def learned(partition: int) -> State:
+        if partition == 2:
+            raise TaskError("there is no data here:\ncopy it first")
+        return adapter(partition)
+
+    run = Run(InProcessGrid(node_app(learned, [explained_errors]), NODES, {}))
+    assert run.reports[0].failures == ["node 1002: TaskError: there is no data here:\ncopy it first"]
+    assert_close(run.arrays, mean_of([0, 1, 3]))
 
 
 # ------------------------------------------------------------------ admission

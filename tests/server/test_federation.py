@@ -220,14 +220,22 @@ def test_only_targeted_layers_travel(tmp_path: Path, tiny_bert: Path, tasks: Pat
     assert all(path.endswith((".query", ".value")) for path in paths)
 
 
-def test_half_of_the_nodes_train_in_a_round_and_all_evaluate(
+def test_half_of_the_nodes_train_in_a_round_chosen_by_the_seed_and_all_evaluate(
     tmp_path: Path, tiny_bert: Path, tasks: Path
 ) -> None:
-    run = federation(tmp_path, tiny_bert, tasks / "animals", changes={"fraction-train": 0.5})
-    for number in (1, 2):
-        now = [t for t in run.log.transfers if t.round == number and t.direction == "up"]
-        assert len({t.node for t in now if t.phase == "train"}) == 2
-        assert len({t.node for t in now if t.phase == "evaluate"}) == 4
+    def uploads(name: str) -> set[tuple[int, str, str]]:
+        run = federation(tmp_path / name, tiny_bert, tasks / "animals", changes={"fraction-train": 0.5})
+        return {(t.round, t.phase, t.node) for t in run.log.transfers if t.direction == "up"}
+
+    first = uploads("first")
+    assert Counter((round_, phase) for round_, phase, _ in first) == {
+        (1, "train"): 2,
+        (1, "evaluate"): 4,
+        (2, "train"): 2,
+        (2, "evaluate"): 4,
+    }
+    # Two choices of two nodes out of four: by chance they would agree once in 36 runs.
+    assert uploads("second") == uploads("third") == first
 
 
 def test_round_is_saved_without_evaluation_too(tmp_path: Path, tiny_bert: Path, tasks: Path) -> None:
@@ -251,8 +259,7 @@ def test_node_with_another_base_is_refused_by_contract_and_the_others_go_on(
     for entry in run.log.rounds:
         training, evaluation = entry.failures
         for failure in (training, evaluation):
-            assert failure.startswith("node 1002: ")
-            assert "ContractError" in failure
+            assert failure.startswith("node 1002: ContractError: the server's adapter has contract ")
             assert f"this node's base '{foreign}' needs {layout_of(foreign).contract[:12]}" in failure
         assert entry.tasks["animals"].clients == 2
 

@@ -88,7 +88,7 @@ def test_real_run_that_fails_ends_with_one_clear_message_and_nothing_left(
     assert done.stdout == ""
     (message,) = [line for line in done.stderr.splitlines() if line.startswith("fedkron: ")]
     assert "the run ended as finished:failed: RunError: round 1: 1 of 1 clients failed in training" in message
-    assert f"{broken / 'test.jsonl'} is missing" in message
+    assert f": TaskError: {broken / 'test.jsonl'} is missing: a task folder must have it." in message
     assert "Traceback" not in done.stderr
     assert read_run(tmp_path / "real").outcome == "failed"
     assert left == []
