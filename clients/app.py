@@ -84,7 +84,11 @@ def _setup(context: Context) -> tuple[Settings, Node, Worker]:
             f"{node.partition} has the labels {','.join(node.task.labels) or 'none (multiple choice)'}: "
             "a head can be shared only by tasks with the same labels"
         )
-    return settings, node, load_worker(settings.base, settings.adapter, settings.device)
+    return (
+        settings,
+        node,
+        load_worker(settings.base, settings.adapter, settings.device, settings.train.truncation_side),
+    )
 
 
 def _model(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from logging import WARNING
 from typing import Any
 
 import torch
+from flwr.common import log
 from torch import Tensor, nn
 
 from clients.examples import Classified, Example
@@ -41,14 +43,28 @@ class Batch:
 
 
 def tokenize(examples: Sequence[Example], tokenizer: Any, max_length: int) -> list[Tokenized]:  # noqa: ANN401
-    """Token ids of every text of every example, cut to `max_length` tokens."""
+    """Token ids of every text of every example, cut to `max_length` tokens at the tokenizer's side.
+
+    Logs a warning when questions are cut so that their choices become the same text.
+    """
     texts = [[e.text] if isinstance(e, Classified) else choice_texts(e.question, e.choices) for e in examples]
     flat = [text for group in texts for text in group]
     ids = iter(tokenizer(flat, truncation=True, max_length=max_length)["input_ids"])
-    return [
+    tokenized = [
         Tokenized(tuple(next(ids) for _ in group), e.label if isinstance(e, Classified) else e.answer)
         for group, e in zip(texts, examples, strict=True)
     ]
+    alike = sum(len(set(map(tuple, one.texts))) == 1 < len(one.texts) for one in tokenized)
+    if alike:
+        log(
+            WARNING,
+            "%d of %d questions are longer than train.max-length = %d, which cuts off their choices: "
+            "raise it, or set train.truncation-side = 'left'",
+            alike,
+            len(tokenized),
+            max_length,
+        )
+    return tokenized
 
 
 def training_batches(

@@ -40,9 +40,10 @@ class Worker:
 
 
 @lru_cache(maxsize=1)
-def load_worker(base: str, adapter: AdapterSettings, device: str) -> Worker:
+def load_worker(base: str, adapter: AdapterSettings, device: str, truncation_side: str) -> Worker:
     """Load the base and attach the adapter."""
     loaded = load_base(base)
+    loaded.tokenizer.truncation_side = truncation_side
     bare = loaded.backbone.to(choose_device(device))
     # A copy of the module tree only: the weights are frozen, so both can use the same tensors.
     shared = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}

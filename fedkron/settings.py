@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 PARTITIONS = ("iid", "dirichlet")
 HEADS = ("local", "shared")
+TRUNCATION_SIDES = ("right", "left")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -66,6 +67,7 @@ class TrainSettings:
     head_learning_rate: float = 3e-3
     weight_decay: float = 0.01
     max_length: int = 64
+    truncation_side: str = "right"
     max_train_examples: int = 0
     max_test_examples: int = 0
 
@@ -181,6 +183,7 @@ def _check_values(settings: Settings) -> None:
         ("codec.upload", settings.codec.upload, tuple(CODECS)),
         ("codec.broadcast", settings.codec.broadcast, tuple(CODECS)),
         ("partition.kind", partition.kind, PARTITIONS),
+        ("train.truncation-side", train.truncation_side, TRUNCATION_SIDES),
     ):
         if value not in allowed:
             raise ConfigError(f"run-config key {key!r} is {value!r}: it must be one of {', '.join(allowed)}")

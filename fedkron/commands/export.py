@@ -18,6 +18,7 @@ from fedkron.errors import BundleError
 from fedkron.exchange import AdapterFile, HeadFile, load_adapter, load_head
 from fedkron.rundir import ADAPTER, HEAD, NODES
 from fedkron.runlog import read_run
+from fedkron.settings import TrainSettings
 
 if TYPE_CHECKING:
     from fedkron.edge.check import Agreement
@@ -98,10 +99,11 @@ def export_bundle(
     is_run = source.is_dir()
     adapter = load_adapter(source / ADAPTER if is_run else source)
     heads = [load_head(path) for path in head_files] or _heads_of_run(source, adapter)
-    tokens = max_length or (read_run(source).settings.train.max_length if is_run else 64)
+    trained = read_run(source).settings.train if is_run else TrainSettings()
     folder = output or (source if is_run else source.parent) / "bundle"
     base = load_base(base_name or adapter.base_name)
-    write_bundle(folder, base, adapter, heads, max_length=tokens, report=report)
+    base.tokenizer.truncation_side = trained.truncation_side
+    write_bundle(folder, base, adapter, heads, max_length=max_length or trained.max_length, report=report)
     return folder, check_against_torch(folder, base, adapter, heads, SAMPLE_TEXTS)
 
 

@@ -178,8 +178,10 @@ def read_settings(app_folder: Path, run_configs: Sequence[str]) -> Settings:
 
 @contextmanager
 def _run_config_file(settings: Settings) -> Iterator[Path]:
-    # JSON's strings, numbers and booleans are valid TOML.
-    lines = [f"{key} = {json.dumps(value)}" for key, value in run_config(settings).items()]
+    # JSON's strings, numbers and booleans are valid TOML, except for escaped surrogates.
+    lines = [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in run_config(settings).items()
+    ]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run-config.toml"
         file.write_text("\n".join(lines), encoding="utf-8")

@@ -1,5 +1,6 @@
 """Batches: every example once, padded and masked rightly; choices are scored question by question."""
 
+import logging
 import math
 import random
 from collections import Counter
@@ -159,3 +160,22 @@ def test_every_choice_becomes_a_text_of_its_own() -> None:
 def test_texts_are_cut_to_the_length_that_is_set(max_length: int) -> None:
     (example,) = tokenize([Classified("the " * 30, 0)], tiny_tokenizer(), max_length)
     assert example.length == min(max_length, 32)
+
+
+@pytest.mark.parametrize(("side", "different"), [("right", 1), ("left", 3)])
+def test_long_questions_keep_their_choices_when_cut_at_the_left(
+    side: str, different: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.truncation_side = side
+    question = MultipleChoice(" ".join(["who"] * 20), ("rose", "leaf", "sky"), 2)
+    logger = logging.getLogger("flwr")
+    logger.addHandler(caplog.handler)
+    try:
+        (tokenized,) = tokenize([question], tokenizer, max_length=8)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert {len(text) for text in tokenized.texts} == {8}
+    assert len(set(map(tuple, tokenized.texts))) == different
+    warned = "1 of 1 questions are longer than train.max-length = 8" in caplog.text
+    assert warned == (side == "right")

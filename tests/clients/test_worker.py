@@ -13,13 +13,13 @@ ADAPTER = AdapterSettings(rank=2, d_a2=4)
 
 
 def test_worker_is_loaded_once_for_the_same_settings(tiny_bert: Path) -> None:
-    first = load_worker(str(tiny_bert), ADAPTER, "cpu")
-    assert load_worker(str(tiny_bert), ADAPTER, "cpu") is first
-    assert load_worker(str(tiny_bert), AdapterSettings(rank=3, d_a2=4), "cpu") is not first
+    first = load_worker(str(tiny_bert), ADAPTER, "cpu", "right")
+    assert load_worker(str(tiny_bert), ADAPTER, "cpu", "right") is first
+    assert load_worker(str(tiny_bert), AdapterSettings(rank=3, d_a2=4), "cpu", "right") is not first
 
 
 def test_base_with_and_without_adapter_use_the_same_weights(tiny_bert: Path) -> None:
-    worker = load_worker(str(tiny_bert), ADAPTER, "cpu")
+    worker = load_worker(str(tiny_bert), ADAPTER, "cpu", "right")
     bare = {tensor.data_ptr() for tensor in (*worker.bare.parameters(), *worker.bare.buffers())}
     factors = {f.data_ptr() for _, layer in adapted_layers(worker.adapted) for f in layer.factors().values()}
     adapted = {tensor.data_ptr() for tensor in (*worker.adapted.parameters(), *worker.adapted.buffers())}
@@ -29,7 +29,7 @@ def test_base_with_and_without_adapter_use_the_same_weights(tiny_bert: Path) -> 
 
 
 def test_adapter_does_not_show_in_the_bare_base(tiny_bert: Path) -> None:
-    worker = load_worker(str(tiny_bert), ADAPTER, "cpu")
+    worker = load_worker(str(tiny_bert), ADAPTER, "cpu", "right")
     with torch.no_grad():
         for _, layer in adapted_layers(worker.adapted):
             for factor in layer.factors().values():
@@ -41,7 +41,7 @@ def test_adapter_does_not_show_in_the_bare_base(tiny_bert: Path) -> None:
 
 
 def test_worker_knows_fingerprint_width_and_padding_of_its_base(tiny_bert: Path) -> None:
-    worker = load_worker(str(tiny_bert), ADAPTER, "cpu")
+    worker = load_worker(str(tiny_bert), ADAPTER, "cpu", "right")
     assert worker.fingerprint == load_base(str(tiny_bert)).fingerprint
     assert (worker.hidden_size, worker.pad_id) == (32, 0)
     assert worker.task_model(3).head.weight.shape == (3, 32)
