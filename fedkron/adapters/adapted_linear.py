@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from fedkron.adapters.spec import AdapterSpec
 
 
-class AdaptedLinear(nn.Module):
+class AdaptedLinear(nn.Module, ABC):
     """A frozen `nn.Linear` plus a trainable ΔW given by factors: y = base(x) + ΔW·dropout(x).
 
     A kind defines `kind`, `factor_names`, `factor_shapes`, `reset_factors`, `correction` and `delta`,
@@ -33,6 +34,7 @@ class AdaptedLinear(nn.Module):
         self.reset_factors()
 
     @classmethod
+    @abstractmethod
     def factor_shapes(
         cls, in_features: int, out_features: int, spec: AdapterSpec
     ) -> dict[str, tuple[int, ...]]:
@@ -40,19 +42,18 @@ class AdaptedLinear(nn.Module):
 
         Raises `AdapterError` when the layer cannot be wrapped, with the values that would work.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def reset_factors(self) -> None:
         """Draw the initial factors; ΔW is exactly zero afterwards."""
-        raise NotImplementedError
 
+    @abstractmethod
     def correction(self, x: Tensor) -> Tensor:
         """ΔW·x for x of shape (…, d_in) in the factors' dtype, as (…, d_out), without forming ΔW."""
-        raise NotImplementedError
 
+    @abstractmethod
     def delta(self) -> Tensor:
         """ΔW as a dense (d_out, d_in) matrix, for merging."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, d_in) to (…, d_out)."""
