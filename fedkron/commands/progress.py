@@ -69,10 +69,9 @@ class LineProgress:
 
 
 class TerminalProgress:
-    """A bar over the replies of all rounds, with what the last round reached."""
+    """A bar over the rounds, with the replies in the current one and what the last one reached."""
 
     def __init__(self, console: Console, rounds: int) -> None:
-        self._rounds = rounds
         self._bar = RichProgress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -86,17 +85,17 @@ class TerminalProgress:
 
     def update(self, log: RunLog) -> None:
         """Move the bar."""
-        current = min(len(log.rounds) + 1, self._rounds)
-        now = [transfer for transfer in log.transfers if transfer.round == current]
-        asked = sum(transfer.direction == "down" for transfer in now)
-        answered = sum(transfer.direction == "up" for transfer in now)
-        phase = now[-1].phase if now else "waiting"
+        if not log.transfers:
+            self._bar.update(self._task, description="loading the base")
+            return
+        last = log.transfers[-1]
+        now = [t.direction for t in log.transfers if (t.round, t.phase) == (last.round, last.phase)]
         detail = f"{kilobytes(totals(log.transfers).messages)} sent"
         if log.rounds:
             detail = f"accuracy {log.rounds[-1].accuracy:.3f}, {detail}"
         self._bar.update(
             self._task,
-            description=f"{phase} {answered}/{asked}",
+            description=f"round {last.round}: {last.phase} {now.count('up')}/{now.count('down')}",
             completed=len(log.rounds),
             detail=detail,
         )

@@ -136,7 +136,7 @@ def federate(
     if (folder / SETTINGS).exists():
         raise ConfigError(f"run folder {folder} is taken: choose another run-name, or delete it")
     link = private_superlink() if superlink is None else nullcontext(Connection(superlink, {}))
-    with link as connection, _run_config_file(settings) as file:
+    with progress, link as connection, _run_config_file(settings) as file:
         run_id = connection.submit(app, file, simulation)
         status, details = _wait(connection, run_id, folder, progress)
         flower_log = connection.log(run_id)
@@ -194,18 +194,17 @@ def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress)
 
     asked = time.monotonic()
     try:
-        with progress:
-            while True:
-                log = read_run(folder) if (folder / SETTINGS).exists() else None
-                if log is not None:
-                    progress.update(log)
-                ended = log is not None and log.outcome is not None
-                if ended or time.monotonic() - asked > STATUS_POLL_SECONDS:
-                    status, details = connection.status(run_id)
-                    asked = time.monotonic()
-                    if status.startswith(FINISHED):
-                        return status, details
-                time.sleep(FILE_POLL_SECONDS)
+        while True:
+            log = read_run(folder) if (folder / SETTINGS).exists() else None
+            if log is not None:
+                progress.update(log)
+            ended = log is not None and log.outcome is not None
+            if ended or time.monotonic() - asked > STATUS_POLL_SECONDS:
+                status, details = connection.status(run_id)
+                asked = time.monotonic()
+                if status.startswith(FINISHED):
+                    return status, details
+            time.sleep(FILE_POLL_SECONDS)
     except KeyboardInterrupt:
         connection.stop(run_id)
         raise
