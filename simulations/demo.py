@@ -25,7 +25,7 @@ from fedkron.report import figures, show
 
 ROOT = Path(__file__).resolve().parent.parent
 QUICK = (
-    'tasks="demo:trec,demo:spam" num-server-rounds=1 train.max-train-examples=32 train.max-test-examples=48'
+    'tasks="demo:trec,demo:spam" num-server-rounds=1 train.max-train-examples=16 train.max-test-examples=16'
 )
 QUESTIONS = {
     "trec": "Which river flows through Vienna ?",

@@ -11,8 +11,8 @@ from typing import Any
 
 from fedkron.compression import inspect_header
 from fedkron.edge.manifest import MANIFEST, read_manifest, verify_files
-from fedkron.errors import AdapterError, FedKronError
-from fedkron.exchange import load_adapter, load_head
+from fedkron.errors import FedKronError
+from fedkron.exchange import HEAD_FORMAT, file_format, load_adapter, load_head
 from fedkron.ledger import read_ledger, totals
 from fedkron.report import figures
 from fedkron.rundir import SETTINGS
@@ -56,12 +56,7 @@ def describe(path: Path) -> dict[str, Any]:
     if start[:1] == b"{":
         cost = totals(read_ledger(path))
         return {"format": "ledger", **asdict(cost), "factor": round(cost.factor, 2)}
-    try:
-        return _adapter(path)
-    except AdapterError as not_an_adapter:
-        if "fedkron-head" in str(not_an_adapter):
-            return _head(path)
-        raise
+    return _head(path) if file_format(path) == HEAD_FORMAT else _adapter(path)
 
 
 def _folder(path: Path) -> dict[str, Any]:

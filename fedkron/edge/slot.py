@@ -34,16 +34,17 @@ def check_exportable(layout: AdapterLayout) -> None:
 
 
 def shared_head(adapter: AdapterFile, task: str, labels: Sequence[str]) -> HeadFile:
-    """The head within an adapter that has one, as the head of a classification task.
+    """The head within an adapter that has one: of a classification, or without labels of multiple choice.
 
-    Raises `ContractError` when the adapter has no head, or one with another number of labels.
+    Raises `ContractError` when the adapter has no head, or one with another number of outputs.
     """
     if not adapter.layout.has_head:
         raise ContractError("this adapter has no head: give the head file of the task")
     weight, bias = adapter.state[HEAD_WEIGHT], adapter.state[HEAD_BIAS]
-    if len(labels) != len(bias):
+    if (len(labels) or 1) != len(bias):
         raise ContractError(f"task {task!r} has {len(labels)} labels, the adapter's head {len(bias)} outputs")
-    return HeadFile(weight, bias, task, "classification", tuple(labels), adapter.layout.contract)
+    kind = "classification" if labels else "multiple_choice"
+    return HeadFile(weight, bias, task, kind, tuple(labels), adapter.layout.contract)
 
 
 def matching_heads(adapter: AdapterFile, heads: Sequence[HeadFile], hidden: int) -> dict[str, HeadFile]:

@@ -1,8 +1,10 @@
 """Where adapters rest: adapter and head files."""
 
 from fedkron.exchange.files import (
+    HEAD_FORMAT,
     AdapterFile,
     HeadFile,
+    file_format,
     load_adapter,
     load_head,
     save_adapter,
@@ -11,8 +13,10 @@ from fedkron.exchange.files import (
 )
 
 __all__ = [
+    "HEAD_FORMAT",
     "AdapterFile",
     "HeadFile",
+    "file_format",
     "load_adapter",
     "load_head",
     "save_adapter",

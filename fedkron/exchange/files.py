@@ -110,6 +110,15 @@ def load_head(path: Path) -> HeadFile:
         return head
 
 
+def file_format(path: Path) -> str:
+    """Which of our formats a safetensors file has (`not given` for others).
+
+    Raises `AdapterError` when it is missing or not a safetensors file.
+    """
+    with _naming_the_file(path), safe_open(path, framework="numpy") as file:
+        return str(_metadata(file).get("format", "not given"))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file so that a reader sees the old content or the new, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -186,9 +195,15 @@ def _packed(tensors: State, metadata: Metadata) -> bytes:
     return save(contiguous, {METADATA_KEY: json.dumps(metadata, sort_keys=True, separators=(",", ":"))})
 
 
+def _metadata(file: safe_open) -> Metadata:
+    found = file.metadata()  # type: ignore[no-untyped-call]
+    metadata: Metadata = json.loads((found or {}).get(METADATA_KEY, "{}"))
+    return metadata
+
+
 def _unpacked(path: Path, expected_format: str) -> tuple[State, Metadata]:
     with safe_open(path, framework="numpy") as file:
-        metadata = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+        metadata = _metadata(file)
         if (found := metadata.get("format", "not given")) != expected_format:
             raise AdapterError(f"not a {expected_format} file (its format is {found!r})")
         if (version := metadata["version"]) != FILE_VERSION:

@@ -112,7 +112,7 @@ def _end_superlink(port: int) -> None:
             family = [*process.children(recursive=True), process]
             for member in family:
                 _signal(member, "terminate")
-            _, alive = psutil.wait_procs(family, timeout=5)
+            _, alive = psutil.wait_procs(family, timeout=1)
             for member in alive:
                 _signal(member, "kill")
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from command_cases import Finished
+from federation_cases import federate, grid_of, run_config_for
 from transformers import AutoTokenizer, DistilBertConfig, MistralConfig
 
 from fedkron.adapters import AdapterSpec, attach, load_adapter_state
@@ -176,6 +177,17 @@ def test_export_without_heads_says_where_they_are(
 ) -> None:
     shutil.copytree(finished.run, tmp_path / "run", ignore=shutil.ignore_patterns("nodes"))
     assert "--head" in error_of(capsys, "export", tmp_path / "run")
+
+
+def test_a_shared_head_of_choices_is_exported_and_answers(
+    tmp_path: Path, tiny_bert: Path, tasks: Path, capsys: Capture
+) -> None:
+    config = run_config_for(tmp_path, tiny_bert, tasks / "quiz", changes={"head": "shared"})
+    run = federate(config, grid_of(config, 2)).folder
+    agreement = output_of(capsys, "export", run)["agreement"]
+    assert all(form["difference"] < 1e-4 for form in agreement)
+    (answer,) = output_of(capsys, "predict", run / "bundle", "the _", "--choice", "rose", "--choice", "milk")
+    assert (answer["task"], len(answer["probabilities"])) == ("quiz", 2)
 
 
 def test_inspect_describes_each_of_our_files(finished: Finished, tmp_path: Path, capsys: Capture) -> None:
