@@ -11,7 +11,9 @@ import json
 import sys
 from dataclasses import asdict
 from datetime import datetime
+from importlib import import_module
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -77,6 +79,8 @@ def run_demo(output_dir: Path, *, quick: bool, console: Console) -> dict[str, An
         highlight=False,
     )
     simulation = f"num-supernodes={sites} client-resources-num-cpus=1"
+    # torch and the exporter take seconds to import: do it while the federation starts.
+    Thread(target=import_module, args=("fedkron.edge.check",), daemon=True).start()
     log = federate(ROOT, settings, simulation, progress_for(console, settings))
     if log is None:
         raise RunError(f"the run completed, but wrote nothing to {output_dir / name}")
