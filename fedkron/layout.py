@@ -21,10 +21,7 @@ import numpy.typing as npt
 
 from fedkron.errors import AdapterError, ContractError
 
-LAYOUT_VERSION = 1
-
-ADAPTER_KINDS = ("kron_lora", "lora")
-"""The adapter kinds whose factors have a known meaning here."""
+LAYOUT_VERSION = 2
 
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 """Names of a shared head's tensors, (outputs, hidden) and (outputs,)."""
@@ -52,35 +49,20 @@ class TensorLayout:
 class ModuleLayout:
     """The adapter of one wrapped linear layer.
 
-    `path` is the layer's dotted path in the base, `kind` the adapter kind (`kron_lora`, `lora`),
-    `scale` the factor α/r in front of the product, `factors` its tensors in the order they travel.
+    `path` is the layer's dotted path in the base, `kind` the adapter kind (`fedkron.kinds`), `scale` the
+    factor α/r in front of the product, `weight_shape` the (d_out, d_in) of the wrapped layer, `factors` its
+    tensors in the order they travel. What the factors mean is known to the kind alone.
     """
 
     path: str
     kind: str
     scale: float
+    weight_shape: tuple[int, int]
     factors: tuple[TensorLayout, ...]
 
     def __post_init__(self) -> None:
         # 4 and 4.0 are equal but written differently: equal layouts must have equal contracts.
         object.__setattr__(self, "scale", float(self.scale))
-
-    @property
-    def weight_shape(self) -> tuple[int, int]:
-        """(d_out, d_in) of the wrapped layer.
-
-        Raises `ContractError` for a kind that is not known here, or factors that are not those of it.
-        """
-        match self.kind, {factor.name: factor.shape for factor in self.factors}:
-            case "kron_lora", {"A": (d_a2, d_a1), "B1": (d_b2, rank), "B2": (rows, d_b1)} if rank == rows:
-                return d_a2 * d_b2, d_a1 * d_b1
-            case "lora", {"lora_A": (rank, d_in), "lora_B": (d_out, columns)} if rank == columns:
-                return d_out, d_in
-            case kind, shapes:
-                raise ContractError(
-                    f"layer {self.path!r}: an adapter of kind {kind!r} with factors {shapes} is not known "
-                    "here: update fedkron"
-                )
 
     def tensor_name(self, factor: str) -> str:
         """Full name of one factor, as it appears in a state: `path.factor`."""
@@ -151,7 +133,13 @@ class AdapterLayout:
                     "update fedkron on this machine"
                 )
             modules = tuple(
-                ModuleLayout(str(m["path"]), str(m["kind"]), _scale(m["scale"]), _tensors(m["factors"]))
+                ModuleLayout(
+                    str(m["path"]),
+                    str(m["kind"]),
+                    _scale(m["scale"]),
+                    _weight_shape(m["weight_shape"]),
+                    _tensors(m["factors"]),
+                )
                 for m in content["modules"]
             )
             layout = AdapterLayout(str(content["base"]), modules, _tensors(content["dense"]))
@@ -194,6 +182,13 @@ def _scale(number: Any) -> float:  # noqa: ANN401
     if not math.isfinite(scale):
         raise ContractError(f"not an adapter layout: a scale is {scale}")
     return scale
+
+
+def _weight_shape(numbers: Any) -> tuple[int, int]:  # noqa: ANN401
+    d_out, d_in = map(int, numbers)
+    if d_out < 1 or d_in < 1:
+        raise ContractError(f"not an adapter layout: a layer's weight has shape {[d_out, d_in]}")
+    return d_out, d_in
 
 
 def _tensors(items: Any) -> tuple[TensorLayout, ...]:  # noqa: ANN401

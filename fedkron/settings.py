@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 from fedkron.aggregation import AGGREGATIONS
 from fedkron.compression import CODECS
 from fedkron.errors import ConfigError
-from fedkron.layout import ADAPTER_KINDS
+from fedkron.kinds import ADAPTER_KINDS
 
 if TYPE_CHECKING:  # torch is imported only where a model is: a server can do without
     from fedkron.adapters import AdapterSpec
@@ -37,6 +37,7 @@ class AdapterSettings:
     dropout: float = 0.1
     d_a1: int = 2
     d_a2: int = 0
+    terms: int = 2
     targets: str = "*"
 
     def spec(self) -> AdapterSpec:
@@ -45,7 +46,14 @@ class AdapterSettings:
 
         targets = _comma_separated(self.targets)
         return AdapterSpec(
-            self.kind, self.rank, self.alpha, self.dropout, self.d_a1, self.d_a2 or None, targets
+            self.kind,
+            self.rank,
+            self.alpha,
+            self.dropout,
+            self.d_a1,
+            self.d_a2 or None,
+            targets,
+            terms=self.terms,
         )
 
 
@@ -179,7 +187,7 @@ def _check_values(settings: Settings) -> None:
         ("aggregation", settings.aggregation, tuple(AGGREGATIONS)),
         ("head", settings.head, HEADS),
         ("device", settings.device, DEVICES),
-        ("adapter.kind", settings.adapter.kind, ADAPTER_KINDS),
+        ("adapter.kind", settings.adapter.kind, tuple(ADAPTER_KINDS)),
         ("codec.upload", settings.codec.upload, tuple(CODECS)),
         ("codec.broadcast", settings.codec.broadcast, tuple(CODECS)),
         ("partition.kind", partition.kind, PARTITIONS),
@@ -197,6 +205,7 @@ def _check_values(settings: Settings) -> None:
         ("adapter.dropout", settings.adapter.dropout, 0, 0.99),
         ("adapter.d-a1", settings.adapter.d_a1, 1, None),
         ("adapter.d-a2", settings.adapter.d_a2, 0, None),
+        ("adapter.terms", settings.adapter.terms, 1, None),
         ("train.epochs", train.epochs, 1, None),
         ("train.batch-size", train.batch_size, 1, None),
         ("train.weight-decay", train.weight_decay, 0, None),

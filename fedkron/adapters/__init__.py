@@ -1,24 +1,26 @@
-"""What is trained: Kron-LoRA and LoRA layers, and how they get on and off a model."""
+"""What is trained: Kron-LoRA and its relatives, and how they get on and off a model."""
 
 from fedkron.adapters.adapted_linear import AdaptedLinear
-from fedkron.adapters.attach import adapted_layers, attach, detach, merge
-from fedkron.adapters.kinds import KINDS, adapter_kind
-from fedkron.adapters.kron_lora import KronLoRALinear
-from fedkron.adapters.lora import LoRALinear
+from fedkron.adapters.attach import adapted_layers, attach, attach_layout, detach
+from fedkron.adapters.kind import adapter_kind
+from fedkron.adapters.kron_terms import KronTerms
+from fedkron.adapters.merge import Merged, merge
 from fedkron.adapters.spec import AdapterSpec, default_d_a2
 from fedkron.adapters.state import adapter_layout, adapter_state, count_parameters, load_adapter_state
+from fedkron.kinds import ADAPTER_KINDS
 
 __all__ = [
-    "KINDS",
+    "ADAPTER_KINDS",
     "AdaptedLinear",
     "AdapterSpec",
-    "KronLoRALinear",
-    "LoRALinear",
+    "KronTerms",
+    "Merged",
     "adapted_layers",
     "adapter_kind",
     "adapter_layout",
     "adapter_state",
     "attach",
+    "attach_layout",
     "count_parameters",
     "default_d_a2",
     "detach",

@@ -3,41 +3,58 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
+from fedkron.adapters.kron_terms import KronTerms, kron_correction, kron_linear
+from fedkron.adapters.linear_like import device_of, features, is_plain_linear
 from fedkron.adapters.spec import AdapterSpec
+from fedkron.errors import AdapterError
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 class AdaptedLinear(nn.Module, ABC):
-    """A frozen `nn.Linear` plus a trainable ΔW given by factors: y = base(x) + ΔW·dropout(x).
+    """A frozen linear layer plus a trainable ΔW given by factors: y = base(x) + ΔW·dropout(x).
 
-    A kind defines `kind`, `factor_names`, `factor_shapes`, `reset_factors`, `correction` and `delta`,
-    and is registered in `fedkron.adapters.kinds`.
+    `base` is an `nn.Linear` or acts like one (`fedkron.adapters.linear_like`); `shapes` are those of the
+    factors, `scale` is α/r, `dropout` the probability. Factors are float32 whatever the base is kept in
+    (their updates are too small for bf16) and take part in the computation in the dtype of the base, or
+    of the autocast.
+
+    A kind defines `kind`, `factor_names`, `factor_shapes`, `reset_factors` and `terms`, and has its line
+    in `fedkron.kinds`.
     """
 
     kind: ClassVar[str]
     factor_names: ClassVar[tuple[str, ...]]
 
-    def __init__(self, base: nn.Linear, spec: AdapterSpec) -> None:
+    def __init__(
+        self, base: nn.Module, shapes: Mapping[str, tuple[int, ...]], scale: float, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.base = base
-        self.scale = spec.scale
-        self.dropout = nn.Dropout(spec.dropout)
-        shapes = self.factor_shapes(base.in_features, base.out_features, spec)
+        self.scale = scale
+        self.dropout = nn.Dropout(dropout)
         for name in self.factor_names:
-            # Factors stay float32 whatever the base is kept in: their updates are too small for bf16.
-            empty = torch.empty(shapes[name], dtype=torch.float32, device=base.weight.device)
+            empty = torch.empty(shapes[name], dtype=torch.float32, device=device_of(base))
             self.register_parameter(name, nn.Parameter(empty))
         self.reset_factors()
 
     @classmethod
+    def wrap(cls, base: nn.Module, spec: AdapterSpec) -> Self:
+        """A layer around `base` as `spec` describes it; raises like `factor_shapes`."""
+        found = features(base)
+        if found is None:
+            raise AdapterError(f"{type(base).__name__} is not a linear layer: it cannot be wrapped")
+        return cls(base, cls.factor_shapes(*found, spec), spec.scale, spec.dropout)
+
+    @classmethod
     @abstractmethod
-    def factor_shapes(
-        cls, in_features: int, out_features: int, spec: AdapterSpec
-    ) -> dict[str, tuple[int, ...]]:
+    def factor_shapes(cls, in_features: int, out_features: int, spec: AdapterSpec) -> Shapes:
         """Shape of each factor for a layer in_features → out_features.
 
         Raises `AdapterError` when the layer cannot be wrapped, with the values that would work.
@@ -47,49 +64,78 @@ class AdaptedLinear(nn.Module, ABC):
     def reset_factors(self) -> None:
         """Draw the initial factors; ΔW is exactly zero afterwards."""
 
+    @staticmethod
     @abstractmethod
-    def correction(self, x: Tensor) -> Tensor:
-        """ΔW·x for x of shape (…, d_in) in the factors' dtype, as (…, d_out), without forming ΔW."""
+    def terms(factors: Mapping[str, Tensor], scale: float) -> KronTerms:
+        """ΔW as a sum of Kronecker products, from the kind's factors by name. Differentiable."""
 
-    @abstractmethod
+    def correction(self, z: Tensor) -> Tensor:
+        """ΔW·z for z of shape (…, d_in), as (…, d_out) in the dtype of z, without forming ΔW."""
+        return kron_correction(z, self._terms().to(z.dtype))
+
     def delta(self) -> Tensor:
         """ΔW as a dense (d_out, d_in) matrix, for merging."""
+        return self._terms().dense()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, d_in) to (…, d_out)."""
+        if not is_plain_linear(self.base):
+            return self.beside(x)
+        weight, bias = self.weight, self.bias
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = _compute_dtype(x)
+            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            return kron_linear(x, self.dropout(x), weight, bias, self._terms().to(x.dtype))
+
+    def beside(self, x: Tensor) -> Tensor:
+        """The same for a base that has to be called: base(x) + ΔW·dropout(x)."""
         output: Tensor = self.base(x)
-        x = self.dropout(x)
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.get_parameter(self.factor_names[0]).dtype)
-        return output + self.correction(x).to(output.dtype)
+        z = self.dropout(x).to(_compute_dtype(x))
+        with torch.autocast(x.device.type, enabled=False):
+            return output + self.correction(z).to(output.dtype)
 
     def factors(self) -> dict[str, nn.Parameter]:
         """The trainable factors by name, in wire order."""
         return {name: self.get_parameter(name) for name in self.factor_names}
 
+    def _terms(self) -> KronTerms:
+        return self.terms(self._parameters, self.scale)  # type: ignore[arg-type]
+
     # Some transformers read these from their linear layers.
 
     @property
     def weight(self) -> Tensor:
-        """The frozen weight of the wrapped layer, (d_out, d_in)."""
-        return self.base.weight
+        """The frozen weight of the wrapped layer, (d_out, d_in) for an `nn.Linear`."""
+        return self.base.weight  # type: ignore[return-value]
 
     @property
     def bias(self) -> Tensor | None:
         """The frozen bias of the wrapped layer, (d_out), or None."""
-        return self.base.bias
+        return self.base.bias  # type: ignore[return-value]
 
     @property
     def in_features(self) -> int:
         """d_in of the wrapped layer."""
-        return self.base.in_features
+        return self._features[0]
 
     @property
     def out_features(self) -> int:
         """d_out of the wrapped layer."""
-        return self.base.out_features
+        return self._features[1]
+
+    @property
+    def _features(self) -> tuple[int, int]:
+        found = features(self.base)
+        assert found is not None, "wrap() lets nothing else in"
+        return found
 
     def extra_repr(self) -> str:
         """What `print(model)` shows of this layer."""
         shapes = ", ".join(f"{name}={list(factor.shape)}" for name, factor in self.factors().items())
         return f"{self.kind}, {shapes}, scale={self.scale:g}"
+
+
+def _compute_dtype(x: Tensor) -> torch.dtype:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from fedkron.adapters.adapted_linear import AdaptedLinear
+from fedkron.adapters.adapted_linear import AdaptedLinear, Shapes
+from fedkron.adapters.kron_terms import KronTerms
 from fedkron.adapters.spec import AdapterSpec
 
 
@@ -23,9 +25,7 @@ class LoRALinear(AdaptedLinear):
     lora_B: nn.Parameter
 
     @classmethod
-    def factor_shapes(
-        cls, in_features: int, out_features: int, spec: AdapterSpec
-    ) -> dict[str, tuple[int, ...]]:
+    def factor_shapes(cls, in_features: int, out_features: int, spec: AdapterSpec) -> Shapes:
         """Shapes of lora_A and lora_B."""
         return {"lora_A": (spec.rank, in_features), "lora_B": (out_features, spec.rank)}
 
@@ -34,10 +34,8 @@ class LoRALinear(AdaptedLinear):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
 
-    def correction(self, x: Tensor) -> Tensor:
-        """ΔW·x for (…, d_in), as (…, d_out)."""
-        return nn.functional.linear(nn.functional.linear(x, self.lora_A), self.scale * self.lora_B)
-
-    def delta(self) -> Tensor:
-        """ΔW as a dense float32 (d_out, d_in) matrix."""
-        return self.scale * (self.lora_B @ self.lora_A)
+    @staticmethod
+    def terms(factors: Mapping[str, Tensor], scale: float) -> KronTerms:
+        """One term with A = [1]."""
+        lora_A, lora_B = factors["lora_A"], factors["lora_B"]
+        return KronTerms(lora_A.new_ones(1, 1, 1), lora_B, lora_A, scale)

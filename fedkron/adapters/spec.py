@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from fedkron.errors import ConfigError
 
@@ -12,10 +13,12 @@ from fedkron.errors import ConfigError
 class AdapterSpec:
     """An adapter kind with its hyper-parameters; the defaults are those of arXiv 2508.01961, section 4.
 
-    `kind` is `kron_lora` (ΔW = α/r · A ⊗ (B1·B2)) or `lora` (ΔW = α/r · B·A). `d_a1` × `d_a2` is the
-    size of A; `d_a2=None` takes the power of two nearest to hidden/200. `targets` are glob patterns on
-    dotted module paths: every `nn.Linear` that matches one is wrapped. `full` names modules without
-    pretrained weights (a task head): they are trained in full and never wrapped.
+    `kind` is one of `fedkron.kinds`: `kron_lora` (ΔW = α/r · A ⊗ (B1·B2)), `lora` (α/r · B·A), `krona`
+    (α/r · A ⊗ B), or a sum of `terms` Kron-LoRA products with mixing weights that are free (`adakron`) or a
+    softmax (`moka`). `d_a1` × `d_a2` is the size of A; `d_a2=None` takes the power of two nearest to
+    hidden/200. `targets` are glob patterns on dotted module paths: every linear layer that matches one is
+    wrapped, unless it matches one that begins with `!`. `full` names modules without pretrained weights
+    (a task head): they are trained in full and never wrapped.
 
     Raises `ConfigError` for a value out of range.
     """
@@ -28,9 +31,10 @@ class AdapterSpec:
     d_a2: int | None = None
     targets: tuple[str, ...] = ("*",)
     full: tuple[str, ...] = ()
+    terms: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("rank", "d_a1", "d_a2"):
+        for name in ("rank", "d_a1", "d_a2", "terms"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: it must be at least 1")
@@ -38,6 +42,14 @@ class AdapterSpec:
             raise ConfigError(f"alpha is {self.alpha}: it must be greater than 0 and finite")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout is {self.dropout}: it must be at least 0 and below 1")
+
+    def matches(self, path: str) -> bool:
+        """Whether the layer at a dotted path is targeted."""
+        wanted = [pattern for pattern in self.targets if not pattern.startswith("!")]
+        unwanted = [pattern[1:] for pattern in self.targets if pattern.startswith("!")]
+        return any(fnmatchcase(path, pattern) for pattern in wanted or ["*"]) and not any(
+            fnmatchcase(path, pattern) for pattern in unwanted
+        )
 
     @property
     def scale(self) -> float:

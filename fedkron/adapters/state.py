@@ -22,6 +22,7 @@ def adapter_layout(model: nn.Module, base: str) -> AdapterLayout:
             path,
             layer.kind,
             layer.scale,
+            (layer.out_features, layer.in_features),
             tuple(TensorLayout(name, tuple(factor.shape)) for name, factor in layer.factors().items()),
         )
         for path, layer in adapted_layers(model)

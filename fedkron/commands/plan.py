@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkron.compression import CODECS, payload_size
-from fedkron.layout import ADAPTER_KINDS, AdapterLayout
+from fedkron.kinds import ADAPTER_KINDS
+from fedkron.layout import AdapterLayout
 from fedkron.ledger import BASELINE_RANK
 from fedkron.report import BASELINE, kilobytes
 

@@ -13,12 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fedkron.adapters import AdapterSpec, adapter_kind, load_adapter_state
+from fedkron.adapters import attach_layout, load_adapter_state
 from fedkron.base import Base, text_features
 from fedkron.edge.runtime import BATCH, Bundle
 from fedkron.edge.slot import matching_heads
 from fedkron.exchange import AdapterFile, HeadFile
-from fedkron.layout import ModuleLayout
 
 Logits = npt.NDArray[np.float32]
 
@@ -95,24 +94,7 @@ def _torch_features(base: Base, adapter: AdapterFile, texts: Sequence[str], max_
 
 def _attached(backbone: nn.Module, adapter: AdapterFile) -> nn.Module:
     """A copy of the backbone with the adapter attached, layer by layer, as the layout says."""
-    adapted = copy.deepcopy(backbone).requires_grad_(False)
-    layout = adapter.layout
-    for module in layout.modules:
-        linear = adapted.get_submodule(module.path)
-        assert isinstance(linear, nn.Linear)
-        layer = adapter_kind(module.kind)(linear, _spec(module))
-        layer.scale = module.scale
-        places = [path for path, other in adapted.named_modules(remove_duplicate=False) if other is linear]
-        for path in places:
-            adapted.set_submodule(path, layer)
-    factors = {module.tensor_name(f.name) for module in layout.modules for f in module.factors}
+    adapted = attach_layout(copy.deepcopy(backbone), adapter.layout)
+    factors = {tensor.name for tensor in adapter.layout.tensors} - {t.name for t in adapter.layout.dense}
     load_adapter_state(adapted, {name: adapter.state[name] for name in factors})
     return adapted.eval()
-
-
-def _spec(module: ModuleLayout) -> AdapterSpec:
-    shapes = {factor.name: factor.shape for factor in module.factors}
-    if module.kind == "kron_lora":
-        d_a2, d_a1 = shapes["A"]
-        return AdapterSpec("kron_lora", rank=shapes["B2"][0], d_a1=d_a1, d_a2=d_a2)
-    return AdapterSpec(module.kind, rank=shapes["lora_A"][0])

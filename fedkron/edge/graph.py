@@ -257,6 +257,7 @@ def _adapted_nodes(model: ModelProto, layout: AdapterLayout) -> Mapping[str, lis
         layers[_layer(node)].append(node)
     shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
     for module in layout.modules:
+        product = _product_shape(module)
         if module.path not in layers:
             raise BundleError(
                 f"layer {module.path!r} is not in the exported graph (the exporter may have folded it away): "
@@ -265,12 +266,25 @@ def _adapted_nodes(model: ModelProto, layout: AdapterLayout) -> Mapping[str, lis
         for node in layers[module.path]:
             shape = shapes[node.input[1]]
             size = shape if _is_transposed(node) else shape[::-1]
-            if size != module.weight_shape:
+            if size != product:
                 raise ContractError(
-                    f"layer {module.path!r} is {list(size)} in the graph, "
-                    f"{list(module.weight_shape)} in the adapter's layout"
+                    f"layer {module.path!r} is {list(size)} in the graph, {list(product)} in the adapter"
                 )
     return layers
+
+
+def _product_shape(module: ModuleLayout) -> tuple[int, int]:
+    """(d_out, d_in) of ΔW, as its factors have it."""
+    match module.kind, {factor.name: factor.shape for factor in module.factors}:
+        case "kron_lora", {"A": (d_a2, d_a1), "B1": (d_b2, rank), "B2": (rows, d_b1)} if rank == rows:
+            return d_a2 * d_b2, d_a1 * d_b1
+        case "lora", {"lora_A": (rank, d_in), "lora_B": (d_out, columns)} if rank == columns:
+            return d_out, d_in
+        case kind, shapes:
+            raise BundleError(
+                f"layer {module.path!r}: a {kind!r} adapter with factors {shapes} does not run in an "
+                "ONNX graph (kron_lora and lora do): convert it, with fedkron convert --kind lora"
+            )
 
 
 def _layer(node: NodeProto) -> str:

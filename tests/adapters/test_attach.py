@@ -23,13 +23,17 @@ from fedkron.adapters import (
     AdapterSpec,
     adapted_layers,
     adapter_layout,
+    adapter_state,
     attach,
+    attach_layout,
     count_parameters,
     default_d_a2,
     detach,
+    load_adapter_state,
     merge,
 )
 from fedkron.errors import AdapterError, ConfigError, FedKronError
+from fedkron.layout import AdapterLayout
 
 each_kind = pytest.mark.parametrize("kind", SPECS)
 
@@ -129,6 +133,25 @@ def test_mistral_7b_with_its_lm_head_has_the_papers_number_of_parameters(
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == parameters
 
 
+LLAMA_2_7B = {"vocab_size": 32_000, "intermediate_size": 11_008, "num_key_value_heads": 32}
+LLAMA_3_8B = {"vocab_size": 128_256, "intermediate_size": 14_336, "num_key_value_heads": 8}
+
+
+@pytest.mark.parametrize("config", [LLAMA_2_7B, LLAMA_3_8B])
+def test_llama_has_the_number_of_parameters_that_its_shapes_give(config: dict[str, int]) -> None:
+    hidden, inner = 4096, config["intermediate_size"]
+    small = 128 * config["num_key_value_heads"]
+    layer = [(hidden, hidden), (hidden, small), (hidden, small), (hidden, hidden)]
+    layer += [(hidden, inner), (hidden, inner), (inner, hidden)]
+    shapes = [*(layer * 32), (hidden, config["vocab_size"])]
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(num_hidden_layers=32, num_attention_heads=32, **config))
+    attach(model, AdapterSpec("kron_lora"))
+    assert count_parameters(model) == sum(16 * 2 + 8 * (d_in // 2 + d_out // 16) for d_in, d_out in shapes)
+    attach(detach(model), AdapterSpec("lora"))
+    assert count_parameters(model) == sum(8 * (d_in + d_out) for d_in, d_out in shapes)
+
+
 @pytest.mark.parametrize(("hidden_size", "d_a2"), [(1, 1), (384, 2), (768, 4), (1024, 4), (4096, 16)])
 def test_d_a2_of_known_widths_is_that_of_the_paper(hidden_size: int, d_a2: int) -> None:
     assert default_d_a2(hidden_size) == d_a2
@@ -169,6 +192,13 @@ def test_targets_are_globs_on_the_full_path() -> None:
     model = attach(tiny_decoder(), AdapterSpec("lora", targets=("*.self_attn.?_proj", "lm_head")))
     wrapped = [path.rpartition(".")[2] for path, _ in adapted_layers(model)]
     assert wrapped == ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"]
+
+
+@pytest.mark.parametrize("targets", [("*", "!*.mlp.*", "!lm_head"), ("!*.mlp.*", "!lm_head")])
+def test_a_target_with_an_exclamation_mark_leaves_layers_out(targets: tuple[str, ...]) -> None:
+    model = attach(tiny_decoder(), AdapterSpec("lora", targets=targets))
+    wrapped = [path.rpartition(".")[2] for path, _ in adapted_layers(model)]
+    assert wrapped == ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
 def test_layers_whose_weights_torch_reads_without_calling_them_are_left_alone() -> None:
@@ -217,20 +247,22 @@ def test_attaching_does_not_change_any_output(kind: str) -> None:
         (
             AdapterSpec(d_a2=4, targets=("up", "down", "head.*")),
             AdapterError,
-            r"'head\.dense' cannot be wrapped: d_out = 7 does not divide by d_a2 = 4: d_a2 may be 1, 7$",
+            r"'head\.dense' cannot be wrapped: d_out = 7 does not divide by d_a2 = 4: d_a2 may be 1, 7; "
+            r"or leave it out, with '!head\.dense' as a target$",
         ),
         (
             AdapterSpec(d_a2=1, targets=("up", "head.out")),
             AdapterError,
-            r"'head\.out' cannot be wrapped: d_in = 7 does not divide by d_a1 = 2: d_a1 may be 1, 7$",
+            r"'head\.out' cannot be wrapped: d_in = 7 does not divide by d_a1 = 2: d_a1 may be 1, 7; "
+            r"or leave it out, with '!head\.out'",
         ),
         (AdapterSpec(targets=("up",)), AdapterError, "'up' cannot be wrapped: d_a2 is not set"),
         (
             AdapterSpec("lora", targets=("encoder.*", "Up")),
             AdapterError,
-            r"no nn\.Linear of Net matches the targets encoder\.\*, Up$",
+            r"no linear layer of Net matches the targets encoder\.\*, Up$",
         ),
-        (AdapterSpec("lora", targets=("norm",)), AdapterError, r"no nn\.Linear of Net matches"),
+        (AdapterSpec("lora", targets=("norm",)), AdapterError, r"no linear layer of Net matches"),
         (
             AdapterSpec("lora", full=("tail",)),
             AdapterError,
@@ -260,7 +292,7 @@ def test_a_second_adapter_is_refused_and_the_first_stays() -> None:
 
 def test_a_bare_linear_layer_is_refused_because_it_has_no_place_to_be_replaced_in() -> None:
     layer = nn.Linear(8, 8)
-    with pytest.raises(AdapterError, match=r"no nn\.Linear of Linear matches"):
+    with pytest.raises(AdapterError, match=r"no linear layer of Linear matches"):
         attach(layer, SPECS["lora"])
     assert layer.weight.requires_grad
 
@@ -309,10 +341,27 @@ def test_a_merged_model_gives_what_the_unmerged_one_gave(kind: str, rank: int, a
     unmerged = model(x)
     assert (unmerged - bare).abs().max() > 0.1
     merge(model)
-    assert not list(adapted_layers(model))
+    assert [type(module) for module in (model.up, model.first, model.down)] == [nn.Linear] * 3
     assert model.first is model.second
     assert not any(p.requires_grad for name, p in model.named_parameters() if not name.startswith("head."))
     torch.testing.assert_close(model(x), unmerged, rtol=1e-5, atol=1e-5)
+
+
+@each_kind
+def test_unmerging_brings_back_the_same_layers_and_weights_bit_for_bit(kind: str) -> None:
+    model, x = attach(net(), spec_for_net(kind)), torch.randn(16, 8)
+    randomise(model)
+    before, unmerged = snapshot(model), model(x)
+    merged = merge(model)
+    assert snapshot(model) != before
+    merged.unmerge()
+    assert snapshot(model) == before
+    assert torch.equal(model(x), unmerged)
+
+
+def test_merging_without_an_adapter_is_refused() -> None:
+    with pytest.raises(AdapterError, match="no adapter is attached"):
+        merge(net())
 
 
 @each_kind
@@ -325,10 +374,14 @@ def test_merging_a_tied_lm_head_leaves_the_embedding_as_it_was(kind: str) -> Non
     assert "lm_head" in dict(adapted_layers(model))
     randomise(model, std=0.1)
     unmerged = model(TOKENS).logits
-    merge(model)
+    merged = merge(model)
     assert torch.equal(model.model.embed_tokens.weight, before)
+    assert not model.config.tie_word_embeddings
     assert not torch.equal(model.lm_head.weight, before)
     torch.testing.assert_close(model(TOKENS).logits, unmerged, rtol=1e-5, atol=1e-5)
+    merged.unmerge()
+    assert model.config.tie_word_embeddings
+    assert model.lm_head.weight is model.model.embed_tokens.weight is embedding
 
 
 @each_kind
@@ -353,3 +406,60 @@ def test_a_deep_copy_of_an_adapted_model_is_independent() -> None:
     other = copy.deepcopy(model)
     merge(other)
     assert adapter_layout(model, "") == layout
+
+
+# An adapter that exists already.
+
+
+@each_kind
+def test_a_layout_attaches_to_another_copy_of_the_base_and_takes_the_state(kind: str) -> None:
+    model, x = attach(net(), spec_for_net(kind)), torch.randn(4, 8)
+    randomise(model)
+    layout = replace(adapter_layout(model, ""), dense=())
+    other = attach_layout(net(), layout)
+    assert other.first is other.second
+    load_adapter_state(other, {tensor.name: adapter_state(model)[tensor.name] for tensor in layout.tensors})
+    assert torch.equal(other(x), model(x))
+    assert replace(adapter_layout(other, ""), dense=()) == layout
+
+
+def wrong(of: str, **changes: Any) -> AdapterLayout:  # noqa: ANN401
+    layout = adapter_layout(attach(net(), spec_for_net(of)), "")
+    module = layout.modules[0]
+    if "factor" in changes:
+        index, shape = changes.pop("factor")
+        factors = list(module.factors)
+        factors[index] = replace(factors[index], shape=shape)
+        changes["factors"] = tuple(factors)
+    return replace(layout, modules=(replace(module, **changes), *layout.modules[1:]))
+
+
+@pytest.mark.parametrize(
+    ("layout", "error", "message"),
+    [
+        (wrong("lora", path="left"), AdapterError, "a layer 'left', which is not a linear layer"),
+        (wrong("lora", path="norm"), AdapterError, "a layer 'norm', which is not a linear layer"),
+        (wrong("lora", kind="loha"), ConfigError, "'loha' does not exist"),
+        (wrong("lora", kind="krona"), AdapterError, "'up'.*a krona adapter has factors A, B"),
+        (wrong("lora", factor=(0, (3, 7))), AdapterError, r"'up' has a weight of \[24, 8\] here"),
+        (wrong("lora", factor=(0, (2, 8))), AdapterError, "'up'.*are not those of lora"),
+        (wrong("lora", factor=(0, (24,))), AdapterError, "'up'.*are not those of lora"),
+        (wrong("kron_lora", factor=(0, (8,))), AdapterError, "'up'.*are not those of kron_lora"),
+        (wrong("moka", factor=(3, (2,))), AdapterError, "'up'.*are not those of moka"),
+        (wrong("lora", weight_shape=(8, 24)), AdapterError, r"'up' has a weight of \[24, 8\] here"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused_and_the_model_stays_untouched(
+    layout: AdapterLayout, error: type[FedKronError], message: str
+) -> None:
+    model = net()
+    before = snapshot(model)
+    with pytest.raises(error, match=message):
+        attach_layout(model, layout)
+    assert snapshot(model) == before
+
+
+def test_a_layout_is_refused_where_an_adapter_is_attached() -> None:
+    model = attach(net(), spec_for_net("lora"))
+    with pytest.raises(AdapterError, match="has an adapter already"):
+        attach_layout(model, adapter_layout(model, ""))

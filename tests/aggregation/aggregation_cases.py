@@ -13,12 +13,12 @@ def kron_module(
         TensorLayout("B1", (d_B2, rank)),
         TensorLayout("B2", (rank, d_B1)),
     )
-    return ModuleLayout("q", "kron_lora", scale, factors)
+    return ModuleLayout("q", "kron_lora", scale, (left[0] * d_B2, left[1] * d_B1), factors)
 
 
 def lora_module(*, d_out: int = 9, rank: int = 2, d_in: int = 5, scale: float = 3.0) -> ModuleLayout:
     factors = (TensorLayout("lora_A", (rank, d_in)), TensorLayout("lora_B", (d_out, rank)))
-    return ModuleLayout("v", "lora", scale, factors)
+    return ModuleLayout("v", "lora", scale, (d_out, d_in), factors)
 
 
 def layout_of(*modules: ModuleLayout, dense: tuple[TensorLayout, ...] = ()) -> AdapterLayout:

@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -123,10 +124,7 @@ def test_lora_projection_is_the_truncated_svd_of_the_dense_mean(
 def test_projection_error_is_the_dense_figure_over_all_modules(
     modules: list[ModuleLayout], count: int, seed: int
 ) -> None:
-    modules = [
-        ModuleLayout(f"layer.{i}", module.kind, module.scale, module.factors)
-        for i, module in enumerate(modules)
-    ]
+    modules = [replace(module, path=f"layer.{i}") for i, module in enumerate(modules)]
     layout = layout_of(*modules)
     rng = np.random.default_rng(seed)
     adapters = [random_adapter(layout, rng) for _ in range(count)]
@@ -327,7 +325,7 @@ def test_merging_a_large_layer_takes_far_less_memory_than_its_delta() -> None:
 
 
 def test_a_kind_without_a_product_is_refused_and_names_the_module() -> None:
-    layout = layout_of(ModuleLayout("q", "ia3", 1.0, (TensorLayout("scale", (4,)),)))
+    layout = layout_of(ModuleLayout("q", "ia3", 1.0, (4, 4), (TensorLayout("scale", (4,)),)))
     adapter = random_adapter(layout, np.random.default_rng(21))
     with pytest.raises(AdapterError, match=r"module 'q' has kind 'ia3'.*kron_lora, lora"):
         merged_mean([adapter], [1], layout)

@@ -27,7 +27,7 @@ def layouts(draw: st.DrawFn) -> AdapterLayout:
     """Factors and dense tensors of up to 8100 elements: scalars, empty, one element, odd sizes."""
     factors = [TensorLayout(f"f{i}", shape) for i, shape in enumerate(draw(st.lists(shapes, max_size=4)))]
     dense = [TensorLayout(f"head.{i}", shape) for i, shape in enumerate(draw(st.lists(shapes, max_size=2)))]
-    modules = (ModuleLayout("layer.0", "kron_lora", 4.0, tuple(factors)),) if factors else ()
+    modules = (ModuleLayout("layer.0", "kron_lora", 4.0, (24, 10), tuple(factors)),) if factors else ()
     return AdapterLayout("cd" * 32, modules, tuple(dense))
 
 
@@ -66,7 +66,7 @@ def reference_payload(update: State, layout: AdapterLayout, codec: str, round: i
         "int8": lambda: _reference_blockwise(values, layout, 8),
         "int4": lambda: _reference_blockwise(values, layout, 4),
     }[codec]()
-    content = json.dumps({"version": 1, **asdict(layout)}, sort_keys=True, separators=(",", ":"))
+    content = json.dumps({"version": 2, **asdict(layout)}, sort_keys=True, separators=(",", ":"))
     contract = hashlib.sha256(content.encode()).digest()
     number = CODEC_NAMES.index(codec)
     header = HEADER.pack(b"FKRN", 1, number, 0, len(values), len(body), contract, round, 0)

@@ -26,14 +26,15 @@ every_codec = pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 codecs = st.sampled_from(list(CODECS.values()))
 
 FACTORS = (TensorLayout("A", (3,)), TensorLayout("B1", (2, 35)))
-LAYOUT = AdapterLayout("00" * 32, (ModuleLayout("q", "kron_lora", 4.0, FACTORS),))  # blocks of 3, 64 and 6
+# Blocks of 3, 64 and 6.
+LAYOUT = AdapterLayout("00" * 32, (ModuleLayout("q", "kron_lora", 4.0, (24, 10), FACTORS),))
 UPDATE = {
     "q.A": np.array([7.0, -3.25, 0.75], np.float32),
     "q.B1": (np.arange(70, dtype=np.float32).reshape(2, 35) - 20) / 9,
 }
 GOLDEN = (  # written by reference_payload, not by encode
-    "464b524e0103000049000000000000002f00000000000000a47bd06eb692bcdc7dcdba45b60e47e279269b7e58fd4704"
-    "52260434503d686503000000c2131f2e0000803f003c7639393a5f595555666666777777888888989999a9aaaababbbb"
+    "464b524e0103000049000000000000002f000000000000000dbff9566d606ff8c6fc9144d263036bc04eaa6c3061793d"
+    "65ecca1150d781ff03000000715b66960000803f003c7639393a5f595555666666777777888888989999a9aaaababbbb"
     "cbccccdcddddedeeeefeffeffeff0f"
 )
 

@@ -104,6 +104,7 @@ KRON = ModuleLayout(
     "dense",
     "kron_lora",
     2.5,
+    (6, 4),
     (TensorLayout("A", (3, 2)), TensorLayout("B1", (2, 5)), TensorLayout("B2", (5, 2))),
 )
 
@@ -173,7 +174,7 @@ def test_layers_with_factors_of_different_shapes_share_one_slot(kind: str) -> No
         "kron_lora": (TensorLayout("A", (2, 3)), TensorLayout("B1", (4, 1)), TensorLayout("B2", (1, 2))),
         "lora": (TensorLayout("lora_A", (2, 6)), TensorLayout("lora_B", (8, 2))),
     }
-    layout = AdapterLayout("base", (KRON, ModuleLayout("second", kind, 0.5, factors[kind])))
+    layout = AdapterLayout("base", (KRON, ModuleLayout("second", kind, 0.5, (8, 6), factors[kind])))
     state = random_state(layout)
     head = random_head("task", ("a", "b"), layout.contract, hidden=8)
     x = RNG.standard_normal((3, 4)).astype(np.float32)
@@ -197,3 +198,17 @@ def test_a_layer_of_another_size_is_refused() -> None:
     factors = (TensorLayout("A", (3, 2)), TensorLayout("B1", (4, 5)), TensorLayout("B2", (5, 2)))
     with pytest.raises(ContractError, match=r"\[6, 4\] in the graph, \[12, 4\]"):
         insert_slot(graph, AdapterLayout("base", (replace(KRON, factors=factors),)), hidden=6)
+
+
+@pytest.mark.parametrize("module", [replace(KRON, kind="moka"), replace(KRON, kind="lora")])
+def test_a_kind_that_does_not_run_in_a_graph_is_refused_by_name(module: ModuleLayout) -> None:
+    graph = by_hand(
+        [layer("dense", "Gemm", "x", "W", "b", output="features", transB=1)], {"features": 6}, W=W, b=b
+    )
+    layout = AdapterLayout("base", (module,))
+    for refused in (
+        lambda: insert_slot(graph, layout, hidden=6),
+        lambda: fold_adapter(graph, layout, random_state(layout)),
+    ):
+        with pytest.raises(BundleError, match=f"'dense': a '{module.kind}' adapter.*fedkron convert"):
+            refused()

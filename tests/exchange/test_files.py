@@ -32,6 +32,7 @@ MODULE = ModuleLayout(
     "encoder.0.dense",
     "kron_lora",
     4.0,
+    (24, 10),
     (TensorLayout("A", (4, 2)), TensorLayout("B1", (6, 3)), TensorLayout("B2", (3, 5))),
 )
 DENSE = (TensorLayout("pre_classifier.bias", (2,)), TensorLayout("scalar", ()), TensorLayout("empty", (0, 3)))

@@ -28,9 +28,12 @@ KRON = ModuleLayout(
     "query",
     "kron_lora",
     4.0,
+    (32, 32),
     (TensorLayout("A", (4, 2)), TensorLayout("B1", (8, 2)), TensorLayout("B2", (2, 16))),
 )
-LORA = ModuleLayout("value", "lora", 2.0, (TensorLayout("lora_A", (2, 16)), TensorLayout("lora_B", (24, 2))))
+LORA = ModuleLayout(
+    "value", "lora", 2.0, (24, 16), (TensorLayout("lora_A", (2, 16)), TensorLayout("lora_B", (24, 2)))
+)
 LAYOUT = AdapterLayout("a base", (KRON, LORA), (TensorLayout("head.bias", (3,)),))
 TASKS = ("trec", "spam")
 WEIGHTS = (10, 20, 30, 40)
