@@ -2,6 +2,7 @@
 
 from fedkron.adapters.adapted_linear import AdaptedLinear
 from fedkron.adapters.attach import adapted_layers, attach, attach_layout, detach
+from fedkron.adapters.bank import AdapterBank
 from fedkron.adapters.kind import adapter_kind
 from fedkron.adapters.kron_terms import KronTerms
 from fedkron.adapters.merge import Merged, merge
@@ -12,6 +13,7 @@ from fedkron.kinds import ADAPTER_KINDS
 __all__ = [
     "ADAPTER_KINDS",
     "AdaptedLinear",
+    "AdapterBank",
     "AdapterSpec",
     "KronTerms",
     "Merged",

@@ -91,9 +91,13 @@ class AdaptedLinear(nn.Module, ABC):
     def beside(self, x: Tensor) -> Tensor:
         """The same for a base that has to be called: base(x) + ΔW·dropout(x)."""
         output: Tensor = self.base(x)
+        return output + self.change(x).to(output.dtype)
+
+    def change(self, x: Tensor) -> Tensor:
+        """ΔW·dropout(x), in the dtype of x or of the autocast."""
         z = self.dropout(x).to(_compute_dtype(x))
         with torch.autocast(x.device.type, enabled=False):
-            return output + self.correction(z).to(output.dtype)
+            return self.correction(z)
 
     def factors(self) -> dict[str, nn.Parameter]:
         """The trainable factors by name, in wire order."""
