@@ -34,11 +34,14 @@ class RunRecord:
 
     def finish_round(self, report: RoundReport, adapter: State, layout: AdapterLayout) -> None:
         """Save the global adapter, then add the round's line: whoever sees the line finds the adapter."""
-        info = {"round": str(report.round), "aggregation": self._settings.aggregation}
-        save_adapter(self._folder / ADAPTER, AdapterFile(adapter, layout, self._settings.base, info))
+        settings = self._settings
+        info = {"round": str(report.round), "aggregation": settings.aggregation}
+        step = f"run {self._folder.name}: {report.round} rounds on {', '.join(sorted(report.trained))}"
+        file = AdapterFile(adapter, layout, settings.base, info, asdict(settings.adapter), (step,))
+        save_adapter(self._folder / ADAPTER, file)
         line = {**asdict(report), "seconds": round(time.monotonic() - self._started, 3)}
-        with (self._folder / ROUNDS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        with (self._folder / ROUNDS).open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(line) + "\n")
 
     def complete(self) -> None:
         """The run reached its last round."""

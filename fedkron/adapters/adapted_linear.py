@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,8 @@ class AdaptedLinear(nn.Module, ABC):
             empty = torch.empty(shapes[name], dtype=torch.float32, device=device_of(base))
             self.register_parameter(name, nn.Parameter(empty))
         self.reset_factors()
+        self.register_state_dict_post_hook(_name_as_bare)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_name_as_wrapped)  # type: ignore[no-untyped-call]
 
     @classmethod
     def wrap(cls, base: nn.Module, spec: AdapterSpec) -> Self:
@@ -71,7 +73,7 @@ class AdaptedLinear(nn.Module, ABC):
 
     def correction(self, z: Tensor) -> Tensor:
         """ΔW·z for z of shape (…, d_in), as (…, d_out) in the dtype of z, without forming ΔW."""
-        return kron_correction(z, self._terms().to(z.dtype))
+        return kron_correction(z, self._terms())
 
     def delta(self) -> Tensor:
         """ΔW as a dense (d_out, d_in) matrix, for merging."""
@@ -82,11 +84,11 @@ class AdaptedLinear(nn.Module, ABC):
         if not is_plain_linear(self.base):
             return self.beside(x)
         weight, bias = self.weight, self.bias
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = _compute_dtype(x)
-            x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        if (dtype := _autocast_dtype(x.device.type)) is None:
+            return kron_linear(x, self._dropped(x), weight, bias, self._terms())
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return kron_linear(x, self.dropout(x), weight, bias, self._terms().to(x.dtype))
+            return kron_linear(x, self._dropped(x), weight.to(dtype), bias, self._terms())
 
     def beside(self, x: Tensor) -> Tensor:
         """The same for a base that has to be called: base(x) + ΔW·dropout(x)."""
@@ -95,18 +97,29 @@ class AdaptedLinear(nn.Module, ABC):
 
     def change(self, x: Tensor) -> Tensor:
         """ΔW·dropout(x), in the dtype of x or of the autocast."""
-        z = self.dropout(x).to(_compute_dtype(x))
+        if (dtype := _autocast_dtype(x.device.type)) is None:
+            return self.correction(self.dropout(x))
         with torch.autocast(x.device.type, enabled=False):
-            return self.correction(z)
+            return self.correction(self.dropout(x.to(dtype)))
 
     def factors(self) -> dict[str, nn.Parameter]:
         """The trainable factors by name, in wire order."""
         return {name: self.get_parameter(name) for name in self.factor_names}
 
+    def _dropped(self, x: Tensor) -> Tensor | None:
+        return self.dropout(x) if self.training and self.dropout.p else None
+
     def _terms(self) -> KronTerms:
         return self.terms(self._parameters, self.scale)  # type: ignore[arg-type]
 
-    # Some transformers read these from their linear layers.
+    # Some transformers read these from their linear layers, and set them when they tie weights.
+
+    def __setattr__(self, name: str, value: Any) -> None:  # noqa: ANN401
+        """Set an attribute; weight and bias are the base's."""
+        if name in {"weight", "bias"}:
+            setattr(self.base, name, value)
+        else:
+            super().__setattr__(name, value)
 
     @property
     def weight(self) -> Tensor:
@@ -140,6 +153,23 @@ class AdaptedLinear(nn.Module, ABC):
         return f"{self.kind}, {shapes}, scale={self.scale:g}"
 
 
-def _compute_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+# A saved model has the base's weights under their own names, beside the factors: it loads as a bare base,
+# too, and libraries find tied weights where they expect them.
+
+
+def _name_as_bare(_layer: AdaptedLinear, state: dict[str, Any], prefix: str, _: object) -> None:
+    for name in [name for name in state if name.startswith(f"{prefix}base.")]:
+        state[prefix + name.removeprefix(f"{prefix}base.")] = state.pop(name)
+
+
+def _name_as_wrapped(layer: AdaptedLinear, state: dict[str, Any], prefix: str, *_: object) -> None:
+    own = {prefix + name for name in layer.factor_names}
+    for name in [name for name in state if name.startswith(prefix) and name not in own]:
+        state[f"{prefix}base.{name.removeprefix(prefix)}"] = state.pop(name)
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    # Asked in this order because the meta device has no autocast to ask about.
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return None

@@ -129,12 +129,14 @@ def _target_places(model: nn.Module, spec: AdapterSpec) -> dict[str, nn.Module]:
     places = {path: module for path, module in modules.items() if features(module) and is_target(path)}
     for path in places:
         parts = path.split(".")
-        outer = next((p for n in range(1, len(parts)) if (p := ".".join(parts[:n])) in places), None)
+        ancestors = (".".join(parts[:n]) for n in range(1, len(parts)))
+        outer = next((ancestor for ancestor in ancestors if features(modules[ancestor])), None)
         if outer is not None:
+            found = type(modules[outer])
             raise AdapterError(
-                f"layer {path!r} is inside {outer!r} ({type(modules[outer]).__name__}), itself linear: "
-                "merge or remove the adapter that another library put there, or leave one of them out, "
-                f"with '!{path}' as a target"
+                f"layer {path!r} is inside {outer!r}, linear itself ({found.__module__}.{found.__name__}): "
+                "merge or remove the adapter that another library put there, or leave this layer out, with "
+                f"'!{path}' as a target"
             )
     return places
 

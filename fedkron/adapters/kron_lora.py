@@ -41,4 +41,4 @@ class KronLoRALinear(AdaptedLinear):
     @staticmethod
     def terms(factors: Mapping[str, Tensor], scale: float) -> KronTerms:
         """One term of rank r."""
-        return KronTerms(factors["A"].unsqueeze(0), factors["B1"], factors["B2"], scale)
+        return KronTerms(factors["A"], factors["B1"], factors["B2"], scale)

@@ -42,7 +42,7 @@ class KronALinear(AdaptedLinear):
         """One term with B1 = B and B2 the identity: exact, of rank d_B1."""
         A, B = factors["A"], factors["B"]
         identity = torch.eye(B.shape[1], dtype=B.dtype, device=B.device)
-        return KronTerms(A.unsqueeze(0), B, identity, scale)
+        return KronTerms(A, B, identity, scale)
 
     def correction(self, z: Tensor) -> Tensor:
         """ΔW·z = A·(Z·Bᵀ): with B of full rank there is nothing to gain from an inner dimension."""

@@ -38,4 +38,4 @@ class LoRALinear(AdaptedLinear):
     def terms(factors: Mapping[str, Tensor], scale: float) -> KronTerms:
         """One term with A = [1]."""
         lora_A, lora_B = factors["lora_A"], factors["lora_B"]
-        return KronTerms(lora_A.new_ones(1, 1, 1), lora_B, lora_A, scale)
+        return KronTerms(lora_A.new_ones(1, 1), lora_B, lora_A, scale)

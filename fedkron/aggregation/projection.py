@@ -57,7 +57,7 @@ class _Mean:
 
 
 @dataclass(frozen=True, slots=True)
-class _Nearest:
+class Nearest:
     """The product nearest to a mean, in the mean's bases: unit `a` (q_a,), and U·diag(S)·Vt of rank ≤ r."""
 
     a: Array
@@ -67,6 +67,7 @@ class _Nearest:
 
     @property
     def matrix(self) -> Array:
+        """The product without its unit `a`, dense."""
         return (self.U * self.S) @ self.Vt
 
 
@@ -80,7 +81,7 @@ def project(products: Products, shares: Array) -> Projection:
     mean = _mean(products, shares)
     if mean.norm <= _CANCELLED * mean.bound:
         return _zero(products, shares, mean.bound)
-    nearest = _alternate(mean.core, rank=products.B2.shape[1])
+    nearest = alternate(mean.core, rank=products.B2.shape[1])
     residual = mean.core - np.multiply.outer(nearest.a, nearest.matrix)
     A, B1, B2 = _gauge(nearest, mean, products, shares)
     return Projection(A, B1, B2, float(np.sum(residual**2)), mean.norm**2)
@@ -100,7 +101,12 @@ def _mean(products: Products, shares: Array) -> _Mean:
     return _Mean(left.T, core, Q1, Q2, float(np.linalg.norm(core)), bound)
 
 
-def _alternate(core: Array, rank: int) -> _Nearest:
+def alternate(core: Array, rank: int) -> Nearest:
+    """The a ⊗ B nearest to `core` (a, b2, b1) in Frobenius norm, B of at most `rank`.
+
+    Alternates between the best a for B and the best B for a, from the leading left singular vector of
+    Van Loan's rearrangement: exact when `rank` does not bind, otherwise a local optimum.
+    """
     gram = np.tensordot(core, core, axes=((1, 2), (1, 2)))
     nearest = _nearest_given(np.linalg.eigh(gram)[1][:, -1], core, rank)
     for _ in range(_MAX_ALTERNATIONS):
@@ -112,13 +118,13 @@ def _alternate(core: Array, rank: int) -> _Nearest:
     return nearest
 
 
-def _nearest_given(a: Array, core: Array, rank: int) -> _Nearest:
+def _nearest_given(a: Array, core: Array, rank: int) -> Nearest:
     U, S, Vt = np.linalg.svd(np.tensordot(a, core, axes=1), full_matrices=False)
     kept = min(rank, int(np.count_nonzero(S / S[0] > _RANK_TOLERANCE)))
-    return _Nearest(a, U[:, :kept], S[:kept], Vt[:kept])
+    return Nearest(a, U[:, :kept], S[:kept], Vt[:kept])
 
 
-def _gauge(nearest: _Nearest, mean: _Mean, products: Products, shares: Array) -> tuple[Array, Array, Array]:
+def _gauge(nearest: Nearest, mean: _Mean, products: Products, shares: Array) -> tuple[Array, Array, Array]:
     """Of all A, B1, B2 with the nearest product, those from which training goes on undisturbed.
 
     B2 is random and B1 zero when training starts, and optimizers and learning rates are tuned for that: a

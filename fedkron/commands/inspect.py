@@ -12,7 +12,7 @@ from typing import Any
 from fedkron.compression import inspect_header
 from fedkron.edge.manifest import MANIFEST, read_manifest, verify_files
 from fedkron.errors import FedKronError
-from fedkron.exchange import HEAD_FORMAT, file_format, load_adapter, load_head
+from fedkron.exchange import ADAPTER_VERSION, HEAD_FORMAT, file_format, load_adapter, load_head
 from fedkron.ledger import read_ledger, totals
 from fedkron.report import figures
 from fedkron.rundir import SETTINGS
@@ -90,6 +90,9 @@ def _adapter(path: Path) -> dict[str, Any]:
         "scale": sorted({module.scale for module in layout.modules}),
         "parameters": layout.size,
         "shared head": layout.has_head,
+        "format version": ADAPTER_VERSION,
+        "spec": ", ".join(f"{key} {value}" for key, value in adapter.spec.items()) or "not known",
+        "lineage": list(adapter.lineage),
         **adapter.info,
     }
 

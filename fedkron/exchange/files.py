@@ -21,7 +21,8 @@ from safetensors.numpy import save
 from fedkron.errors import AdapterError, ContractError, FedKronError
 from fedkron.layout import AdapterLayout, State, flatten
 
-FILE_VERSION = 1
+ADAPTER_VERSION = 2
+HEAD_VERSION = 1
 ADAPTER_FORMAT = "fedkron-adapter"
 HEAD_FORMAT = "fedkron-head"
 METADATA_KEY = "fedkron"
@@ -32,12 +33,19 @@ Metadata = dict[str, Any]
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter with its layout, the name of its base, and free text metadata (round, lineage, …)."""
+    """An adapter with its layout and the name of its base.
+
+    `info` is free text by name (round, aggregation, …); `spec` the settings it was made with
+    (as far as they are known), as JSON values; `lineage` how it came to be, one line a step, the
+    oldest first.
+    """
 
     state: State
     layout: AdapterLayout
     base_name: str
     info: dict[str, str] = field(default_factory=dict)
+    spec: dict[str, Any] = field(default_factory=dict)
+    lineage: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,12 +80,19 @@ def load_adapter(path: Path) -> AdapterFile:
     contract is not that of its own layout.
     """
     with _naming_the_file(path):
-        tensors, metadata = _unpacked(path, ADAPTER_FORMAT)
+        tensors, metadata = _unpacked(path, ADAPTER_FORMAT, ADAPTER_VERSION)
         layout = AdapterLayout.from_json(json.dumps(metadata["layout"]))
         if layout.contract != metadata["contract"]:
             raise ContractError("the contract does not match the layout: the file was altered")
         flatten(tensors, layout)
-        adapter = AdapterFile(tensors, layout, metadata["base"], metadata["info"])
+        adapter = AdapterFile(
+            tensors,
+            layout,
+            metadata["base"],
+            metadata["info"],
+            metadata["spec"],
+            tuple(metadata["lineage"]),
+        )
         _check_same(metadata, _adapter_metadata(adapter))
         return adapter
 
@@ -94,7 +109,7 @@ def save_head(path: Path, head: HeadFile) -> None:
 def load_head(path: Path) -> HeadFile:
     """Read a head file; raises `AdapterError` when it is missing, damaged or of another format."""
     with _naming_the_file(path):
-        tensors, metadata = _unpacked(path, HEAD_FORMAT)
+        tensors, metadata = _unpacked(path, HEAD_FORMAT, HEAD_VERSION)
         if tensors.keys() != {"weight", "bias"}:
             raise AdapterError(f"a head has tensors weight and bias, this has {', '.join(sorted(tensors))}")
         head = HeadFile(
@@ -137,18 +152,20 @@ def write_atomically(path: Path, content: bytes) -> None:
 def _adapter_metadata(adapter: AdapterFile) -> Metadata:
     return {
         "format": ADAPTER_FORMAT,
-        "version": FILE_VERSION,
+        "version": ADAPTER_VERSION,
         "contract": adapter.layout.contract,
         "layout": json.loads(adapter.layout.to_json()),
         "base": str(adapter.base_name),
         "info": {str(key): str(value) for key, value in adapter.info.items()},
+        "spec": {str(key): value for key, value in adapter.spec.items()},
+        "lineage": [str(step) for step in adapter.lineage],
     }
 
 
 def _head_metadata(head: HeadFile) -> Metadata:
     return {
         "format": HEAD_FORMAT,
-        "version": FILE_VERSION,
+        "version": HEAD_VERSION,
         "contract": str(head.contract),
         "task": str(head.task),
         "task_kind": str(head.task_kind),
@@ -201,13 +218,15 @@ def _metadata(file: safe_open) -> Metadata:
     return metadata
 
 
-def _unpacked(path: Path, expected_format: str) -> tuple[State, Metadata]:
+def _unpacked(path: Path, expected_format: str, known_version: int) -> tuple[State, Metadata]:
     with safe_open(path, framework="numpy") as file:
         metadata = _metadata(file)
         if (found := metadata.get("format", "not given")) != expected_format:
             raise AdapterError(f"not a {expected_format} file (its format is {found!r})")
-        if (version := metadata["version"]) != FILE_VERSION:
-            raise AdapterError(f"format version is {version!r}, known here is {FILE_VERSION}: update fedkron")
+        if (version := metadata["version"]) != known_version:
+            raise AdapterError(
+                f"format version is {version!r}, known here is {known_version}: update fedkron"
+            )
         names = file.keys()
         for name in names:
             # Asked before the tensor is read: numpy does not have all types that safetensors has.

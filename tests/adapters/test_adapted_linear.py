@@ -91,7 +91,7 @@ def test_any_kind_is_exactly_a_plain_lora_of_the_smallest_rank_that_its_form_all
     layer = data.draw(cases(kind)).layer.double()
     terms = layer.terms(layer.factors(), layer.scale)
     lora_B, lora_A = terms.lora()
-    assert lora_A.shape[0] == lora_B.shape[1] == len(terms.B2) * min(terms.A.shape[1:])
+    assert lora_A.shape[0] == lora_B.shape[1] == len(terms.B2) * min(terms.A.shape[-2:])
     truth = dense_delta(kind, layer.factors(), layer.scale)
     torch.testing.assert_close(lora_B @ lora_A, truth, rtol=1e-12, atol=1e-12)
 
@@ -181,7 +181,7 @@ def test_backward_keeps_the_input_and_one_small_projection(kind: str, dropout: f
     for known in (x, layer.base.weight, *layer.factors().values()):
         kept.pop(known.untyped_storage().data_ptr(), None)
     terms = layer.terms(layer.factors(), layer.scale)
-    projection = 4 * tokens * len(terms.B2) * terms.A.shape[2]
+    projection = 4 * tokens * len(terms.B2) * terms.A.shape[-1]
     mask_and_dropped = (1 + 4 + 4) * tokens * 256 if dropout else 0
     mixing = 4 * 8 * terms.A.numel()
     assert projection <= sum(kept.values()) <= projection + mask_and_dropped + mixing
@@ -208,6 +208,23 @@ def test_neither_forward_nor_backward_ever_forms_a_tensor_of_the_size_of_the_wei
         layer(x).sum().backward()
     largest_factor = max(factor.numel() for factor in layer.factors().values())
     assert max(new.sizes) <= max(largest_factor, 3 * 256) < layer.base.weight.numel() / 4
+
+
+@pytest.mark.parametrize("tokens", [20, 200])
+@pytest.mark.parametrize("kind", ["kron_lora", "lora", "adakron", "moka"])
+def test_what_backward_keeps_of_a_half_precision_layer_is_no_copy_of_the_factors(
+    kind: str, tokens: int
+) -> None:
+    layer = random_layer(SPECS[kind], 256, 128)
+    layer.base.to(torch.bfloat16).requires_grad_(False)
+    x = torch.randn(tokens, 256, dtype=torch.bfloat16)
+    known = {t.data_ptr() for t in (x, layer.base.weight, *layer.factors().values())}
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    new = [t for t in kept if t.data_ptr() not in known and t.numel() > 16]
+    terms = layer.terms(layer.factors(), layer.scale)
+    assert [t.shape for t in new if t.ndim == 2] == [(len(terms.B2), tokens * terms.A.shape[-1])]
 
 
 @each_kind

@@ -39,7 +39,7 @@ def error_of(capsys: Capture, *arguments: object) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize("command", ["run", "report", "export", "predict", "inspect", "plan"])
+@pytest.mark.parametrize("command", ["run", "report", "export", "predict", "inspect", "convert", "plan"])
 def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

@@ -54,9 +54,15 @@ def head(seed: int = 0) -> HeadFile:
 
 
 def same_adapter(one: AdapterFile, other: AdapterFile) -> bool:
-    rest = (one.layout, one.base_name, one.info) == (other.layout, other.base_name, other.info)
+    def rest(file: AdapterFile) -> AdapterFile:
+        return replace(file, state={})
+
     same_names = one.state.keys() == other.state.keys()
-    return rest and same_names and all(np.array_equal(one.state[n], other.state[n]) for n in one.state)
+    return (
+        rest(one) == rest(other)
+        and same_names
+        and all(np.array_equal(one.state[n], other.state[n]) for n in one.state)
+    )
 
 
 def same_head(one: HeadFile, other: HeadFile) -> bool:
@@ -73,12 +79,22 @@ def same_head(one: HeadFile, other: HeadFile) -> bool:
     st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=4),
     st.text(),
     st.integers(0, 2**32 - 1),
+    st.fixed_dictionaries(
+        {
+            "spec": st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False)),
+            "lineage": st.lists(st.text(), max_size=3).map(tuple),
+        }
+    ),
 )
 def test_an_adapter_comes_back_bit_for_bit_with_all_its_texts(
-    tmp_path_factory: pytest.TempPathFactory, info: dict[str, str], base_name: str, seed: int
+    tmp_path_factory: pytest.TempPathFactory,
+    info: dict[str, str],
+    base_name: str,
+    seed: int,
+    rest: dict[str, Any],
 ) -> None:
     path = tmp_path_factory.mktemp("adapter") / "a.safetensors"
-    written = replace(adapter(seed), info=info, base_name=base_name)
+    written = replace(adapter(seed), info=info, base_name=base_name, **rest)
     save_adapter(path, written)
     assert same_adapter(load_adapter(path), written)
 
@@ -129,11 +145,13 @@ def test_the_files_are_as_specified(tmp_path: Path) -> None:
     }
     assert metadata == {
         "format": "fedkron-adapter",
-        "version": 1,
+        "version": 2,
         "contract": LAYOUT.contract,
         "layout": json.loads(LAYOUT.to_json()),
         "base": "sentence-transformers/all-MiniLM-L6-v2",
         "info": INFO,
+        "spec": {},
+        "lineage": [],
     }
     tensors, metadata = opened(tmp_path / "h")
     assert {name: array.shape for name, array in tensors.items()} == {"weight": (3, 8), "bias": (3,)}
@@ -184,8 +202,8 @@ BOTH: list[Any] = [
     ({"format": "pt"}, {}, "its format is 'pt'"),
     ({"format": ["fedkron"]}, {}, "its format is"),
     ({"version": REMOVED}, {}, "metadata is damaged: KeyError"),
-    ({"version": 2}, {}, "version is 2, known here is 1: update fedkron"),
-    ({"version": "1"}, {}, "version is '1', known here is 1"),
+    ({"version": 9}, {}, "version is 9, known here is [12]: update fedkron"),
+    ({"version": "1"}, {}, "version is '1', known here is [12]"),
     ({"contract": REMOVED}, {}, "metadata is damaged: KeyError"),
     ({"extra": "x"}, {}, "metadata extra is not as this version writes it"),
 ]
@@ -194,6 +212,12 @@ ADAPTERS = [
     ({"layout": REMOVED}, {}, "metadata is damaged: KeyError"),
     ({"base": REMOVED}, {}, "metadata is damaged: KeyError"),
     ({"base": None}, {}, "metadata base is not"),
+    ({"version": 1}, {}, "version is 1, known here is 2: update fedkron"),
+    ({"spec": REMOVED}, {}, "metadata is damaged: KeyError"),
+    ({"spec": ["rank"]}, {}, "metadata is damaged"),
+    ({"lineage": REMOVED}, {}, "metadata is damaged: KeyError"),
+    ({"lineage": [1]}, {}, "metadata lineage is not"),
+    ({"lineage": "ab"}, {}, "metadata lineage is not"),
     ({"info": REMOVED}, {}, "metadata is damaged: KeyError"),
     ({"info": {"round": 3}}, {}, "metadata info is not"),
     ({"info": ["round"]}, {}, "metadata is damaged"),
