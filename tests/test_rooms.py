@@ -135,6 +135,8 @@ def test_a_program_imports_no_other_program_and_nothing_that_stands_on_top(progr
         "fedkron.edge.runtime",
         "fedkron.ledger",
         "fedkron.layout",
+        "fedkron.kinds",
+        "fedkron.exchange.files",
     ],
 )
 def test_what_runs_without_torch_reaches_neither_torch_nor_flower_nor_onnx(room: str) -> None:
@@ -150,10 +152,10 @@ def test_adapters_reach_neither_flower_nor_onnx() -> None:
 @pytest.mark.parametrize(
     "room", ["fedkron.adapters", "fedkron.compression", "fedkron.aggregation", "fedkron.ledger"]
 )
-def test_these_rooms_know_nothing_of_each_other_but_the_layout_and_the_errors(room: str) -> None:
+def test_these_rooms_know_nothing_of_each_other_but_layout_kinds_and_errors(room: str) -> None:
     for name in modules_of(room):
         own = {other for other in imports(name) if within(other, "fedkron") and not within(other, room)}
-        assert own <= {"fedkron.layout", "fedkron.errors"}, name
+        assert own <= {"fedkron.layout", "fedkron.kinds", "fedkron.errors"}, name
 
 
 def test_a_server_or_a_device_loads_neither_torch_nor_transformers_nor_flower() -> None:

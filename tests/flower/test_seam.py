@@ -419,7 +419,7 @@ DAMAGED: dict[str, tuple[dict[str, object], type[FedKronError]]] = {
     "a layout that is not UTF-8": ({LAYOUT: zlib.compress(b"\xff\xfe")}, ContractError),
     "a layout that is a number": ({LAYOUT: zlib.compress(b"7")}, ContractError),
     "a layout of another version": (
-        {LAYOUT: zlib.compress(LAYOUT_OF_ARRAYS.to_json().replace('"version":1', '"version":9').encode())},
+        {LAYOUT: zlib.compress(LAYOUT_OF_ARRAYS.to_json().replace('"version":2', '"version":9').encode())},
         ContractError,
     ),
     "a layout that is nested too deep": ({LAYOUT: deep_json()}, ContractError),

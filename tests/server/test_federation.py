@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from federation_cases import Federation, federate, grid_of, run_config_for, save_tiny_bert, write_texts
 
-from fedkron.adapters import AdapterSpec, adapter_layout, attach
+from fedkron.adapters import ADAPTER_KINDS, AdapterSpec, adapter_layout, attach
 from fedkron.base import load_base
 from fedkron.compression import codec, inspect_header, payload_size
 from fedkron.errors import AdapterError, ConfigError, FedKronError, RunError
@@ -204,11 +204,16 @@ def test_merged_aggregation_reports_what_its_projection_lost(
     assert load_adapter(run.folder / ADAPTER).info["aggregation"] == "merged"
 
 
-def test_plain_lora_is_trained_and_sent_too(tmp_path: Path, tiny_bert: Path, tasks: Path) -> None:
-    run = federation(tmp_path, tiny_bert, tasks / "animals", nodes=2, changes={"adapter.kind": "lora"})
+@pytest.mark.parametrize("kind", [kind for kind in ADAPTER_KINDS if kind != "kron_lora"])
+def test_every_other_kind_is_trained_and_sent_too(
+    tmp_path: Path, tiny_bert: Path, tasks: Path, kind: str
+) -> None:
+    run = federation(tmp_path, tiny_bert, tasks / "animals", nodes=2, changes={"adapter.kind": kind})
     adapter = load_adapter(run.folder / ADAPTER)
-    assert adapter.layout.contract == layout_of(tiny_bert, AdapterSpec("lora", rank=2)).contract
-    assert {module.kind for module in adapter.layout.modules} == {"lora"}
+    assert adapter.layout.contract == layout_of(tiny_bert, AdapterSpec(kind, rank=2, d_a2=4)).contract
+    assert {module.kind for module in adapter.layout.modules} == {kind}
+    assert (adapter.spec["kind"], adapter.spec["rank"]) == (kind, 2)
+    assert adapter.lineage == (f"run {run.folder.name}: {run.log.rounds[-1].round} rounds on animals",)
     assert run.log.rounds[-1].failures == ()
 
 
