@@ -21,7 +21,17 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.adapter_contest.cases import DTYPES, SHAPES, Plan, Saved, Timing, layer_cases, model_cases
+from benchmarks.adapter_contest.bank import measure_bank, show_bank
+from benchmarks.adapter_contest.cases import (
+    DTYPES,
+    SHAPES,
+    Plan,
+    Saved,
+    Timing,
+    layer_cases,
+    minilm,
+    model_cases,
+)
 from benchmarks.adapter_contest.layers import BARE, PEFT_LORA
 from benchmarks.adapter_contest.report import goals, show
 from benchmarks.adapter_contest.timing import ratio
@@ -50,12 +60,15 @@ def main() -> None:
     torch.manual_seed(0)
     plan = _plan(options)
     found = _measure(plan)
+    torch.set_num_threads(max(plan.threads))
+    bank = measure_bank(minilm().to(plan.device), plan.device, plan.budget) if plan.batches else None
     timings = [item for item in found if isinstance(item, Timing)]
     saved = [item for item in found if isinstance(item, Saved)]
     report = {
         "machine": _machine(plan.device),
         "timings": [_figures(timing) for timing in timings],
         "saved": [asdict(item) for item in saved],
+        "bank": None if bank is None else asdict(bank),
         "goals": [goal.as_json() for goal in goals(timings, saved)],
     }
     if options.json == "-":
@@ -66,6 +79,8 @@ def main() -> None:
             "  ".join(f"{name} {value}" for name, value in _machine(plan.device).items()), highlight=False
         )
         show(timings, saved, console)
+        if bank is not None:
+            show_bank(bank, console)
     if options.json not in (None, "-"):
         Path(options.json).write_text(json.dumps(report, indent=1), encoding="utf-8")
 

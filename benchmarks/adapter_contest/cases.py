@@ -133,7 +133,7 @@ def model_cases(plan: Plan, started: Started) -> Iterator[Timing | Saved]:
     """A training step of MiniLM with every linear layer wrapped, dropout 0.1, for each batch shape."""
     if not plan.batches:
         return
-    base = _minilm().to(plan.device)
+    base = minilm().to(plan.device)
     models = {name: _wrapped(base, name) for name in contestants(torch.float32)}
     for batch, length in plan.batches:
         ids = torch.randint(1000, 30000, (batch, length), device=plan.device)
@@ -185,8 +185,8 @@ def _training_step(layer: nn.Module, x: Tensor) -> Callable[[], None]:
     return step
 
 
-def _minilm() -> nn.Module:
-    # The architecture of all-MiniLM-L6-v2 with random weights: the time is the same.
+def minilm() -> nn.Module:
+    """The architecture of all-MiniLM-L6-v2 with random weights: the time is the same."""
     config = AutoConfig.for_model(
         "bert", num_hidden_layers=6, hidden_size=384, num_attention_heads=12, intermediate_size=1536
     )

@@ -92,10 +92,10 @@ class AdapterBank:
         pass, for an input with another number of rows.
         """
         wanted = {name: self._layers(name) for name in dict.fromkeys(names) if name is not None}
-        index = {name: torch.tensor([i for i, n in enumerate(names) if n == name]) for name in wanted}
+        own = {name: [row for row, other in enumerate(names) if other == name] for name in wanted}
         active = self._active
         for path, (modules, key, linear) in self._places.items():
-            groups = [(layers[path], index[name]) for name, layers in wanted.items() if path in layers]
+            groups = [(layers[path], own[name]) for name, layers in wanted.items() if path in layers]
             modules[key] = _RowWise(path, linear, groups, len(names))
         try:
             yield
@@ -117,13 +117,14 @@ class _RowWise(nn.Module):
     """A linear layer with several adapters, each for rows of its own."""
 
     def __init__(
-        self, path: str, linear: nn.Module, groups: Sequence[tuple[AdaptedLinear, Tensor]], rows: int
+        self, path: str, linear: nn.Module, groups: Sequence[tuple[AdaptedLinear, list[int]]], rows: int
     ) -> None:
         super().__init__()
         self._path, self._rows = path, rows
+        self._sizes = [len(own) for _, own in groups]
+        self._order = torch.tensor([row for _, own in groups for row in own], dtype=torch.int64)
         self.base = linear
         self.layers = nn.ModuleList([layer for layer, _ in groups])
-        self._indices = [index for _, index in groups]
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[0] != self._rows:
@@ -131,8 +132,10 @@ class _RowWise(nn.Module):
                 f"layer {self._path!r} got {x.shape[0]} rows, but adapters were named for {self._rows}"
             )
         output: Tensor = self.base(x)
-        for layer, index in zip(self.layers, self._indices, strict=True):
-            own = index.to(x.device)
-            change = layer.change(x.index_select(0, own))  # type: ignore[operator]
-            output = output.index_add(0, own, change.to(output.dtype))
-        return output
+        if not self._sizes:
+            return output
+        # Sorted by adapter once, so that each works on rows that lie together.
+        order = self._order.to(x.device)
+        parts = torch.split(x.index_select(0, order), self._sizes)
+        changes = [layer.change(part) for layer, part in zip(self.layers, parts, strict=True)]  # type: ignore[operator]
+        return output.index_add(0, order, torch.cat(changes).to(output.dtype))

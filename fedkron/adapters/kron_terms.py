@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 HALF = (torch.bfloat16, torch.float16)
-FEW = 2**15
+FEW = 2**16
 """Below so many numbers in the input, half-precision inputs are widened on a CPU."""
 
 

@@ -56,7 +56,7 @@ def matching_heads(adapter: AdapterFile, heads: Sequence[HeadFile], hidden: int)
     matching: dict[str, HeadFile] = {}
     for head in heads:
         where = f"the head of task {head.task!r}"
-        if head.contract != adapter.layout.contract:
+        if head.contract not in adapter.head_contracts:
             raise ContractError(
                 f"{where} was trained with an adapter of contract {head.contract[:12]}…, this adapter has "
                 f"{adapter.layout.contract[:12]}…: use the head and the adapter of one run"

@@ -19,7 +19,7 @@ import torch
 from fedkron.adapters import AdapterSpec, KronTerms, adapter_kind
 from fedkron.aggregation.projection import alternate
 from fedkron.errors import AdapterError
-from fedkron.exchange.files import AdapterFile
+from fedkron.exchange.files import EXACT_FORM_OF, AdapterFile
 from fedkron.layout import AdapterLayout, ModuleLayout, State, TensorLayout
 
 Array = npt.NDArray[np.float64]
@@ -74,7 +74,9 @@ def as_lora(adapter: AdapterFile) -> AdapterFile:
             _add(
                 modules, state, replace(module, kind="lora", scale=1.0), {"lora_A": lora_A, "lora_B": lora_B}
             )
-    return _converted(adapter, modules, state, {}, "lora, exactly")
+    exact = _converted(adapter, modules, state, {}, "lora, exactly")
+    origin = adapter.info.get(EXACT_FORM_OF, adapter.layout.contract)
+    return replace(exact, info=adapter.info | {EXACT_FORM_OF: origin})
 
 
 def as_kron_lora(adapter: AdapterFile, spec: AdapterSpec) -> tuple[AdapterFile, tuple[LayerError, ...]]:

@@ -27,6 +27,8 @@ ADAPTER_FORMAT = "fedkron-adapter"
 HEAD_FORMAT = "fedkron-head"
 METADATA_KEY = "fedkron"
 """The key in the safetensors metadata; its value is one JSON object."""
+EXACT_FORM_OF = "exact form of contract"
+"""The key in an adapter's `info` for the contract of an adapter of another kind with the same ΔW."""
 
 Metadata = dict[str, Any]
 
@@ -46,6 +48,11 @@ class AdapterFile:
     info: dict[str, str] = field(default_factory=dict)
     spec: dict[str, Any] = field(default_factory=dict)
     lineage: tuple[str, ...] = ()
+
+    @property
+    def head_contracts(self) -> frozenset[str]:
+        """Contracts of the heads that go with it: its own, and that of the adapter it is an exact form of."""
+        return frozenset({self.layout.contract, self.info.get(EXACT_FORM_OF, self.layout.contract)})
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from benchmarks.quantization_claim import (
-    GRANULARITIES,
-    Factor,
-    crest,
-    finding,
-    means,
-    quantize,
-    steps,
-    verdict,
-)
+from benchmarks.quantization.comparison import finding, means, verdict
+from benchmarks.quantization.quantizer import GRANULARITIES, Factor, crest, quantize, steps
 
 factors = arrays(
     np.float32, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(-8, 8, width=16)
@@ -82,12 +76,24 @@ def test_the_crest_of_a_single_spike_is_the_root_of_the_size() -> None:
     assert crest(spike) == pytest.approx(4.0)
 
 
-def test_a_finding_needs_to_stand_out_of_the_noise() -> None:
-    assert finding([-1.0, -1.1, -0.9]) == "for"
-    assert finding([1.0, 1.1, 0.9]) == "against"
-    assert finding([-1.0, 1.1, -0.2]) == "undecided"
-    assert finding([-5.0]) == "undecided"
-    assert finding([0.0, 0.0]) == "undecided"
+def test_a_finding_needs_six_tasks_that_agree_or_a_clear_majority() -> None:
+    assert finding([-1.0, -1.1, -0.9, -1.2, -0.8, -1.0]) == "for"
+    assert finding([1.0, 1.1, 0.9, 1.2, 0.8, 1.0]) == "against"
+    assert finding([1.0, 1.1, 0.9, 1.2, 0.8]) == "undecided"
+    assert finding([-1.0, 1.1, -0.2, 0.9, -0.7, 1.3]) == "undecided"
+    assert finding([0.1, 0.1, 0.1, 0.0, 0.0, 0.0]) == "undecided"
+    assert finding([0.0] * 6) == "undecided"
+
+
+@relaxed
+@given(st.integers(0, 9), st.integers(0, 9))
+def test_for_values_of_one_size_a_finding_is_the_binomial_sign_test(losses: int, wins: int) -> None:
+    count = losses + wins
+    assume(count > 0)
+    most = max(losses, wins)
+    tail = sum(math.comb(count, agreeing) for agreeing in range(most, count + 1)) / 2**count
+    expected = "undecided" if 2 * tail > 0.05 else "for" if wins > losses else "against"
+    assert finding([0.3] * losses + [-0.3] * wins) == expected
 
 
 def pair(task: str, seed: int, **changed: float) -> dict[str, object]:
@@ -115,5 +121,5 @@ def test_means_weigh_tasks_alike_and_average_ratios_geometrically() -> None:
     ],
 )
 def test_the_verdict_follows_the_figures(changed: dict[str, float], word: str) -> None:
-    pairs = [pair(task, 0, **changed) for task in ("one", "two", "three")]
+    pairs = [pair(task, 0, **changed) for task in "abcdef"]
     assert verdict(pairs).startswith(f"The figures are {word} the claim")

@@ -100,6 +100,24 @@ def test_an_adapter_goes_to_peft_and_back(finished: Finished, tmp_path: Path, ca
     assert load_adapter(back).layout.base == load_adapter(run).layout.base
 
 
+def test_an_exact_form_of_a_runs_adapter_is_exported_with_the_heads_of_that_run(
+    finished: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    converted, bundle = tmp_path / "lora.safetensors", tmp_path / "bundle"
+    output_of(capsys, finished.run, "-o", converted, "--kind", "lora")
+    head = finished.run / "nodes" / "animals-0" / "head.safetensors"
+    assert main(["export", str(converted), "--head", str(head), "-o", str(bundle), "--max-length", "16"]) == 0
+    texts = ["my bark is near", "purring on the sofa"]
+    answers = []
+    for folder in (bundle, finished.bundle):
+        capsys.readouterr()
+        assert main(["predict", str(folder), *texts, "--task", "animals", "--json"]) == 0
+        answers.append(json.loads(capsys.readouterr().out))
+    for ours_, theirs in zip(*answers, strict=True):
+        assert ours_["label"] == theirs["label"]
+        assert ours_["probabilities"] == pytest.approx(theirs["probabilities"], abs=1e-5)
+
+
 def test_a_classifiers_lora_comes_in_without_its_head(
     base: Path, lora: Path, tmp_path: Path, capsys: Capture
 ) -> None:

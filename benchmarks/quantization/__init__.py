@@ -1,0 +1,1 @@
+"""The parts of benchmarks/quantization_claim.py: the quantizer, what is compared, and the tables."""
