@@ -6,10 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-# Before torch is imported: waiting threads that spin slow down everybody who shares the cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if Path(sys.argv[0]).name.startswith("flwr-simulation"):
+    # Before torch is imported: where nodes share the cores, waiting threads that spin slow down all others. A
+    # node that has its machine for itself is faster with them: each small product saves 100 µs.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Ray workers put the current folder first on their path. Unless that is this very app, they would
     # import whatever checkout the SuperLink was started in.
     os.environ.setdefault("FEDKRON_START_DIRECTORY", str(Path.cwd()))

@@ -7,7 +7,7 @@ The rank comes first in all intermediate results: U = B2·Xᵀ is (M·r, T·d_A1
 product over all tokens applies A, without a transposition, and no product has r as the number of columns,
 which BLAS libraries are slow at (2 to 5 times, measured). The order B2, A, B1 costs
 M·r·(d_in + d_A1·d_A2 + d_out) multiplications a token, the least of all orders unless A is nearly as large
-as B, and was the fastest on every shape in benchmarks/adapters.py.
+as B; see docs/adapters.md for what was measured.
 """
 
 from __future__ import annotations
