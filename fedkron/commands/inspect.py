@@ -90,7 +90,7 @@ def _adapter(path: Path) -> dict[str, Any]:
         "scale": sorted({module.scale for module in layout.modules}),
         "parameters": layout.size,
         "shared head": layout.has_head,
-        "format version": ADAPTER_VERSION,
+        "version": ADAPTER_VERSION,
         "spec": ", ".join(f"{key} {value}" for key, value in adapter.spec.items()) or "not known",
         "lineage": list(adapter.lineage),
         **adapter.info,
