@@ -100,6 +100,11 @@ class AdapterLayout:
         return (*factors, *self.dense)
 
     @cached_property
+    def factor_names(self) -> frozenset[str]:
+        """Full names of the factors: all tensors but the dense ones."""
+        return frozenset(m.tensor_name(factor.name) for m in self.modules for factor in m.factors)
+
+    @cached_property
     def size(self) -> int:
         """Number of float32 elements in all tensors together."""
         return sum(tensor.size for tensor in self.tensors)

@@ -53,12 +53,11 @@ class AdapterBank:
         """
         if dense := [t.name for t in layout.dense if t.name in dict(self.model.named_parameters())]:
             raise AdapterError(f"adapter {name!r} trains {dense[0]!r} in full, which a bank does not switch")
-        factors = {m.tensor_name(f.name) for m in layout.modules for f in m.factors}
         active = self._active
         self.activate(None)
         try:
             attach_layout(self.model, layout)
-            load_adapter_state(self.model, {key: state[key] for key in factors & state.keys()})
+            load_adapter_state(self.model, {key: state[key] for key in layout.factor_names & state.keys()})
             layers = adapted_places(self.model)
         finally:
             detach(self.model)

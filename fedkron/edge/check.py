@@ -95,6 +95,5 @@ def _torch_features(base: Base, adapter: AdapterFile, texts: Sequence[str], max_
 def _attached(backbone: nn.Module, adapter: AdapterFile) -> nn.Module:
     """A copy of the backbone with the adapter attached, layer by layer, as the layout says."""
     adapted = attach_layout(copy.deepcopy(backbone), adapter.layout)
-    factors = {tensor.name for tensor in adapter.layout.tensors} - {t.name for t in adapter.layout.dense}
-    load_adapter_state(adapted, {name: adapter.state[name] for name in factors})
+    load_adapter_state(adapted, {name: adapter.state[name] for name in adapter.layout.factor_names})
     return adapted.eval()
