@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fedkron.commands import convert, export, inspect, plan, predict, report, run
+from fedkron.commands import convert, export, inspect, meter, plan, predict, report, run
 from fedkron.errors import FedKronError
 
-COMMANDS = (run, report, export, convert, predict, inspect, plan)
+COMMANDS = (run, report, meter, export, convert, predict, inspect, plan)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

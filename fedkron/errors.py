@@ -5,6 +5,13 @@
     ├── AdapterError    an adapter cannot be attached to, or loaded into, this model
     ├── ContractError   an adapter, payload or bundle belongs to another base or layout
     ├── PayloadError    bytes that are not a payload we may decode
+    │   ├── UnknownVersionError     written by a version that is not known here
+    │   ├── UnknownCodecError       encoded with a codec that is not known here
+    │   ├── TruncatedPayloadError   bytes are missing at the end
+    │   ├── TrailingBytesError      more bytes than the header says
+    │   ├── ChecksumError           damaged on the way
+    │   ├── NonFiniteError          decodes to NaN or infinity
+    │   └── UnknownStateError       a change of a state that the receiver does not have
     ├── TaskError       a task's data is missing or malformed
     ├── BundleError     an exported bundle is incomplete, damaged or foreign
     └── RunError        a federated run could not start, or failed
@@ -32,6 +39,34 @@ class ContractError(FedKronError):
 
 class PayloadError(FedKronError):
     """These bytes are not a payload that we may decode."""
+
+
+class UnknownVersionError(PayloadError):
+    """A payload of a version that is not known here."""
+
+
+class UnknownCodecError(PayloadError):
+    """A payload of a codec that is not known here."""
+
+
+class TruncatedPayloadError(PayloadError):
+    """A payload that lacks bytes at its end."""
+
+
+class TrailingBytesError(PayloadError):
+    """A payload with more bytes than its header says."""
+
+
+class ChecksumError(PayloadError):
+    """A payload that was damaged on the way."""
+
+
+class NonFiniteError(PayloadError):
+    """A payload that decodes to NaN or infinity."""
+
+
+class UnknownStateError(PayloadError):
+    """A change of a state that the receiver does not have, or that leads to another one than it should."""
 
 
 class TaskError(FedKronError):

@@ -11,10 +11,10 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,9 @@ import numpy.typing as npt
 from fedkron.errors import AdapterError, ContractError
 
 LAYOUT_VERSION = 2
+
+MAX_DIMENSIONS, MAX_ELEMENTS = 32, 2**32 - 1
+"""Of a tensor, and of factors or dense tensors together, in a layout that is read: a window is two uint32."""
 
 HEAD_WEIGHT, HEAD_BIAS = "head.weight", "head.bias"
 """Names of a shared head's tensors, (outputs, hidden) and (outputs,)."""
@@ -43,6 +46,18 @@ class TensorLayout:
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+
+def elements(tensors: Iterable[TensorLayout]) -> int:
+    """Number of elements of some tensors together."""
+    return sum(tensor.size for tensor in tensors)
+
+
+class Sections(NamedTuple):
+    """The two parts of an adapter that are encoded, and accounted for, separately."""
+
+    factors: tuple[TensorLayout, ...]
+    dense: tuple[TensorLayout, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +105,34 @@ class AdapterLayout:
             raise ContractError(f"not an adapter layout: two tensors have the name {twice[0]!r}")
 
     @cached_property
-    def tensors(self) -> tuple[TensorLayout, ...]:
-        """All tensors in wire order, by full name."""
-        factors = (
+    def sections(self) -> Sections:
+        """All tensors in wire order, by full name: first the factors, then what is trained in full."""
+        factors = tuple(
             TensorLayout(module.tensor_name(factor.name), factor.shape)
             for module in self.modules
             for factor in module.factors
         )
-        return (*factors, *self.dense)
+        return Sections(factors, self.dense)
+
+    @cached_property
+    def tensors(self) -> tuple[TensorLayout, ...]:
+        """All tensors in wire order, by full name."""
+        return self.sections.factors + self.sections.dense
 
     @cached_property
     def factor_names(self) -> frozenset[str]:
         """Full names of the factors: all tensors but the dense ones."""
-        return frozenset(m.tensor_name(factor.name) for m in self.modules for factor in m.factors)
+        return frozenset(tensor.name for tensor in self.sections.factors)
 
     @cached_property
     def size(self) -> int:
         """Number of float32 elements in all tensors together."""
-        return sum(tensor.size for tensor in self.tensors)
+        return elements(self.tensors)
 
     def lora_size(self, rank: int) -> int:
         """Number of elements if the same layers had a plain LoRA of this rank instead (plus `dense`)."""
         factors = sum(rank * sum(module.weight_shape) for module in self.modules)
-        return factors + sum(tensor.size for tensor in self.dense)
+        return factors + elements(self.dense)
 
     @cached_property
     def contract(self) -> str:
@@ -199,8 +219,12 @@ def _weight_shape(numbers: Any) -> tuple[int, int]:  # noqa: ANN401
 def _tensors(items: Any) -> tuple[TensorLayout, ...]:  # noqa: ANN401
     tensors = tuple(TensorLayout(str(item["name"]), tuple(map(int, item["shape"]))) for item in items)
     for tensor in tensors:
-        if any(n < 0 for n in tensor.shape):
-            raise ContractError(f"not an adapter layout: {tensor.name!r} has shape {list(tensor.shape)}")
+        if len(tensor.shape) > MAX_DIMENSIONS or not all(0 <= n <= MAX_ELEMENTS for n in tensor.shape):
+            raise ContractError(
+                f"not an adapter layout: {tensor.name!r} has shape {list(tensor.shape)!s:.60}"
+            )
+    if (count := elements(tensors)) > MAX_ELEMENTS:
+        raise ContractError(f"not an adapter layout: its tensors have {count} elements")
     return tensors
 
 

@@ -1,37 +1,52 @@
 """The ledger: what a run cost in bytes, per round, client and direction.
 
-Two figures stand side by side for each message: the payload (our bytes), and the serialized Flower
-message around it. Next to them the baseline: what the same message would carry today for a Flower user
-who sends LoRA-8 factors of the same layers in float32 (raw tensor bytes, envelope not counted).
+Two figures stand side by side for each message: the payload (our bytes, by section: factors, head, and the
+headers around them), and the serialized Flower message around it. Next to them the baseline: what the same
+message would carry today for a Flower user who sends LoRA-8 factors of the same layers in float32 (raw tensor
+bytes, envelope not counted).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TextIO, get_args
+from typing import Any, Literal, TextIO, TypeVar, get_args
 
 from fedkron.errors import RunError
 
 BASELINE_RANK = 8
-FORMAT, LEDGER_VERSION = "fedkron-ledger", 1
+FORMAT, LEDGER_VERSION = "fedkron-ledger", 2
 
 Direction = Literal["down", "up"]
+
+K = TypeVar("K", int, str)
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """One message between the server and a node. All sizes in bytes; `down` is server to node."""
+    """One message between the server and a node. All sizes in bytes; `down` is server to node.
+
+    `factor_bytes` and `head_bytes` are what the factors and the dense tensors (a shared head) take,
+    `header_bytes` all else of ours: payload headers, layout, digests. `message_bytes` is the serialized
+    Flower message that carries the three.
+    """
 
     round: int
     node: str
     phase: str
     direction: Direction
-    payload_bytes: int
+    factor_bytes: int
+    head_bytes: int
+    header_bytes: int
     message_bytes: int
     baseline_bytes: int
+
+    @property
+    def payload_bytes(self) -> int:
+        """Everything of ours in the message."""
+        return self.factor_bytes + self.head_bytes + self.header_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +68,24 @@ class Totals:
     def factor(self) -> float:
         """How many times smaller than the baseline, whole Flower messages against raw LoRA-8 tensors."""
         return self.baseline / self.messages if self.messages else float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class Sections:
+    """Bytes of serialized Flower messages by what they are for; `envelope` is Flower's own part."""
+
+    factors: int = 0
+    head: int = 0
+    headers: int = 0
+    envelope: int = 0
+
+    def __add__(self, other: Sections) -> Sections:
+        return Sections(
+            self.factors + other.factors,
+            self.head + other.head,
+            self.headers + other.headers,
+            self.envelope + other.envelope,
+        )
 
 
 class Ledger:
@@ -126,7 +159,30 @@ def totals(transfers: Iterable[Transfer]) -> Totals:
 
 def totals_by_round(transfers: Iterable[Transfer]) -> dict[int, Totals]:
     """Sums per round, in the order of rounds."""
-    by_round: dict[int, list[Transfer]] = {}
+    return {number: totals(own) for number, own in by_round(transfers).items()}
+
+
+def by_round(transfers: Iterable[Transfer]) -> dict[int, list[Transfer]]:
+    """The transfers of each round, in the order of rounds."""
+    return _grouped(transfers, lambda transfer: transfer.round)
+
+
+def by_node(transfers: Iterable[Transfer]) -> dict[str, list[Transfer]]:
+    """The transfers of each node, in the order of node ids."""
+    return _grouped(transfers, lambda transfer: transfer.node)
+
+
+def sections(transfers: Iterable[Transfer]) -> dict[Direction, Sections]:
+    """Where the bytes of each direction went."""
+    found = {direction: Sections() for direction in get_args(Direction)}
+    for t in transfers:
+        envelope = t.message_bytes - t.payload_bytes
+        found[t.direction] += Sections(t.factor_bytes, t.head_bytes, t.header_bytes, envelope)
+    return found
+
+
+def _grouped(transfers: Iterable[Transfer], key: Callable[[Transfer], K]) -> dict[K, list[Transfer]]:
+    groups: dict[K, list[Transfer]] = {}
     for transfer in transfers:
-        by_round.setdefault(transfer.round, []).append(transfer)
-    return {number: totals(by_round[number]) for number in sorted(by_round)}
+        groups.setdefault(key(transfer), []).append(transfer)
+    return dict(sorted(groups.items()))

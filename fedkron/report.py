@@ -12,7 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedkron.ledger import Totals, totals
+from fedkron.report_ledger import byte_figures, kilobytes, section_figures, sections_table
 from fedkron.runlog import RunLog
+
+__all__ = ["BASELINE", "bytes_line", "figures", "kilobytes", "rounds_table", "show", "tasks_table"]
 
 BASELINE = "LoRA-8 fp32"
 
@@ -32,11 +35,12 @@ def figures(log: RunLog) -> dict[str, Any]:
             {
                 **asdict(entry),
                 "accuracy": _number(entry.accuracy),
-                "bytes": _bytes(by_round.get(entry.round, Totals())),
+                "bytes": byte_figures(by_round.get(entry.round, Totals())),
             }
             for entry in log.rounds
         ],
-        "total_bytes": _bytes(overall),
+        "total_bytes": byte_figures(overall),
+        "sections": section_figures(log.transfers),
     }
 
 
@@ -46,6 +50,8 @@ def show(log: RunLog, console: Console) -> None:
     if log.rounds and log.rounds[-1].tasks:
         console.print(tasks_table(log))
     console.print(bytes_line(totals(log.transfers)), highlight=False)
+    if log.transfers:
+        console.print(sections_table("Where the bytes went", "", {"all": log.transfers}))
     for entry in log.rounds:
         for failure in entry.failures:
             console.print(f"round {entry.round}: [red]failure[/red] {escape(failure)}", highlight=False)
@@ -103,23 +109,12 @@ def bytes_line(cost: Totals) -> str:
     )
 
 
-def kilobytes(count: int) -> str:
-    """Bytes for people, three digits, in units of 1000."""
-    if count < 999_500:
-        return f"{count / 1000:,.{0 if count >= 99_950 else 1}f} kB"
-    return f"{count / 1_000_000:,.{1 if count >= 9_995_000 else 2}f} MB"
-
-
 def _shares(majority: float, head_only: float, accuracy: float) -> tuple[str, ...]:
     return (f"{majority:.3f}", f"{head_only:.3f}", f"{accuracy:.3f}", f"{accuracy - head_only:+.3f}")
 
 
 def _decimal(value: float, digits: int) -> str:
     return "–" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _bytes(cost: Totals) -> dict[str, float | None]:
-    return {**asdict(cost), "factor": _number(cost.factor)}
 
 
 def _number(value: float) -> float | None:

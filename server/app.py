@@ -30,8 +30,17 @@ def main(grid: Grid, context: Context) -> None:
         layout, initial = _initial_adapter(settings)
         nodes = _wait_for_nodes(grid)
 
+        compressed = CompressedGrid(
+            grid,
+            layout=layout,
+            upload=settings.codec.upload,
+            broadcast=settings.codec.broadcast,
+            ledger=Ledger(folder / LEDGER),
+        )
+
         def on_round(report: RoundReport, arrays: ArrayRecord) -> None:
-            record.finish_round(report, to_state(arrays), layout)
+            # What the nodes have evaluated, or will get with the next broadcast.
+            record.finish_round(report, to_state(compressed.agreed(arrays)), layout)
 
         strategy = FedKron(
             layout,
@@ -46,14 +55,8 @@ def main(grid: Grid, context: Context) -> None:
         )
         random.seed(settings.seed)  # Flower's strategies choose their clients with it
         strategy.start(
-            CompressedGrid(
-                grid,
-                layout=layout,
-                upload=settings.codec.upload,
-                broadcast=settings.codec.broadcast,
-                ledger=Ledger(folder / LEDGER),
-            ),
-            to_arrays(initial),
+            compressed,
+            compressed.agreed(to_arrays(initial)),
             num_rounds=settings.num_server_rounds,
             timeout=settings.round_timeout,
             train_config=ConfigRecord({"contract": layout.contract}),

@@ -1,7 +1,7 @@
 """The main job, small but real, from federated training to answers on an edge CPU.
 
 Four sites, each with one real task, fine-tune Kron-LoRA factors of a real pretrained encoder under
-`flwr run`; 4-bit uploads, aggregated by the server; the result goes to ONNX and answers without torch.
+`flwr run`; low-bit updates, aggregated by the server; the result goes to ONNX and answers without torch.
 """
 
 from __future__ import annotations

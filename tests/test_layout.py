@@ -295,6 +295,15 @@ def altered(change: Callable[[Any], object]) -> str:
         (altered(lambda c: c["modules"][0].pop("weight_shape")), "not an adapter layout: KeyError"),
         (altered(lambda c: c["modules"].append(c["modules"][0])), "two tensors have the name"),
         (altered(lambda c: c["dense"][0].update(shape=[2, -1])), r"'classifier.bias' has shape \[2, -1\]"),
+        (altered(lambda c: c["dense"][0].update(shape=[1] * 33)), r"'classifier.bias' has shape \[1, 1"),
+        (
+            altered(lambda c: c["dense"][0].update(shape=[2**32, 0])),
+            r"'classifier.bias' has shape \[4294967296",
+        ),
+        (
+            altered(lambda c: c["dense"][0].update(shape=[2**16, 2**16])),
+            "its tensors have 4294967296 elements",
+        ),
         (altered(lambda c: c["dense"][0].update(shape=[2.0])), "keys or types"),
         (altered(lambda c: c["dense"][0].update(shape=[True])), "keys or types"),
         (altered(lambda c: c["dense"][0].update(shape="22")), "keys or types"),

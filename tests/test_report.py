@@ -48,7 +48,8 @@ def sums(transfers: list[dict]) -> dict[str, float]:
     """Totals by adding up the ledger's lines, one plain loop."""
     found = dict.fromkeys(("payload_down", "payload_up", "message_down", "message_up", "baseline"), 0)
     for transfer in transfers:
-        found[f"payload_{transfer['direction']}"] += transfer["payload_bytes"]
+        for part in ("factor_bytes", "head_bytes", "header_bytes"):
+            found[f"payload_{transfer['direction']}"] += transfer[part]
         found[f"message_{transfer['direction']}"] += transfer["message_bytes"]
         found["baseline"] += transfer["baseline_bytes"]
     return {**found, "factor": found["baseline"] / (found["message_down"] + found["message_up"])}
@@ -68,6 +69,20 @@ def test_bytes_are_the_sums_over_the_ledger_in_all_and_by_round(finished: Path) 
     assert (
         sum(entry["bytes"]["message_up"] for entry in result["rounds"]) == result["total_bytes"]["message_up"]
     )
+
+
+def test_sections_are_the_sums_over_the_ledger_and_what_is_left_of_messages_is_the_envelope(
+    finished: Path,
+) -> None:
+    _, *transfers = lines(finished / LEDGER)
+    result = figures(read_run(finished))
+    assert result["sections"].keys() == {"down", "up"}
+    for direction, section in result["sections"].items():
+        own = [transfer for transfer in transfers if transfer["direction"] == direction]
+        assert section["factors"] == sum(transfer["factor_bytes"] for transfer in own) > 0
+        assert section["head"] == sum(transfer["head_bytes"] for transfer in own)
+        assert section["headers"] == sum(transfer["header_bytes"] for transfer in own)
+        assert sum(section.values()) == result["total_bytes"][f"message_{direction}"]
 
 
 def test_rounds_are_those_that_the_server_wrote_down(finished: Path) -> None:
@@ -132,6 +147,12 @@ def test_tables_show_accuracy_bytes_and_gain(finished: Path) -> None:
     assert f"{total['factor']:.1f}× smaller" in text
     assert BASELINE in text
     assert f"{last.accuracy:.3f}" in text
+    _, where = text.split("Where the bytes went")
+    sections = figures(log)["sections"]
+    for direction in ("down", "up"):
+        row = next(line for line in where.splitlines() if direction in line.split())
+        cells = [kilobytes(size) for size in sections[direction].values()]
+        assert " ".join(row.split()).endswith(" ".join([*cells, kilobytes(total[f"message_{direction}"])]))
 
 
 def test_failures_are_shown_as_they_are_even_with_square_brackets(finished: Path, failed: Path) -> None:
@@ -214,7 +235,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "a round without its number": replaced(ROUNDS, '"round"', '"around"'),
     "a round without accuracy": replaced(ROUNDS, '"accuracy"', '"precision"'),
     "a round that is a number": lambda folder: (folder / ROUNDS).write_text("7\n"),
-    "a ledger that is not JSON": replaced(LEDGER, '"payload_bytes"', "payload_bytes"),
+    "a ledger that is not JSON": replaced(LEDGER, '"factor_bytes"', "factor_bytes"),
 }
 
 

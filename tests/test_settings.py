@@ -133,8 +133,13 @@ def test_float_that_is_not_finite_is_refused(key: str, value: float) -> None:
         ("head", "none", "must be one of local, shared"),
         ("device", "gpu", "must be one of auto, cpu, cuda"),
         ("adapter.kind", "kron", "must be one of kron_lora, lora"),
-        ("codec.upload", "int5", "must be one of fp32, fp16, int8, int4"),
-        ("codec.broadcast", "INT8", "must be one of fp32, fp16, int8, int4"),
+        ("codec.upload", "int5", "use one of fp32; fp16; int8, int8:channel, int8:stochastic; int4, "),
+        ("codec.upload", "", "codec '' does not exist: use one of fp32; "),
+        ("codec.broadcast", "INT8", "ecsq:BITS (0.1 to 12 bits per parameter)"),
+        ("codec.broadcast", "int8:4", "'int8:4' does not exist: use int8, int8:channel, int8:stochastic"),
+        ("codec.upload", "sign:1", "'sign:1' does not exist: use sign"),
+        ("codec.upload", "ecsq:many", "ecsq:BITS (0.1 to 12 bits per parameter)"),
+        ("codec.broadcast", "ecsq:13", "ecsq:BITS (0.1 to 12 bits per parameter)"),
         ("train.truncation-side", "middle", "must be one of right, left"),
         ("partition.kind", "shard", "must be one of iid, dirichlet"),
         ("num-server-rounds", 0, "must be at least 1"),
@@ -178,6 +183,14 @@ def test_value_out_of_range_is_refused_with_key_value_and_range(key: str, value:
     assert f"run-config key {key!r} is " in message
     assert str(value) in message
     assert said in message
+
+
+@pytest.mark.parametrize(
+    "name", ["sign", "int4:channel", "int8:stochastic", "ecsq", "ecsq:1.5", "ecsq:nmse=0.01"]
+)
+def test_codecs_may_have_options(name: str) -> None:
+    settings = Settings.from_run_config({"codec.upload": name, "codec.broadcast": name})
+    assert (settings.codec.upload, settings.codec.broadcast) == (name, name)
 
 
 @pytest.mark.parametrize("value", ["", " ", ",", " , ,"])

@@ -17,6 +17,7 @@ from fedkron.ledger import read_ledger, totals
 from fedkron.report import figures
 from fedkron.rundir import SETTINGS
 from fedkron.runlog import read_run
+from fedkron.socketlog import is_socket_log, read_socket_log, socket_totals
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -24,8 +25,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "inspect",
         help="what is in a file of ours",
-        description="Check and describe a payload, an adapter or head file, a ledger, a bundle or a run "
-        "folder.",
+        description="Check and describe a payload, an adapter or head file, a ledger, a socket log, a bundle "
+        "or a run folder.",
     )
     parser.add_argument("path", type=Path, help="file or folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -53,6 +54,8 @@ def describe(path: Path) -> dict[str, Any]:
         start = file.read(4)
     if start == b"FKRN":
         return {"format": "payload", **asdict(inspect_header(path.read_bytes()))}
+    if start[:1] == b"{" and is_socket_log(path):
+        return {"format": "socket log", **asdict(socket_totals(read_socket_log(path)))}
     if start[:1] == b"{":
         cost = totals(read_ledger(path))
         return {"format": "ledger", **asdict(cost), "factor": round(cost.factor, 2)}

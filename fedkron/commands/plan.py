@@ -6,18 +6,27 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedkron.compression import CODECS, payload_size
+from fedkron.compression import HEADER_SIZE, codec, encode_vector, payload_sizes
 from fedkron.kinds import ADAPTER_KINDS
 from fedkron.layout import AdapterLayout
 from fedkron.ledger import BASELINE_RANK
 from fedkron.report import BASELINE, kilobytes
+from fedkron.settings import CodecSettings
 
 if TYPE_CHECKING:
     from fedkron.adapters import AdapterSpec
+
+
+SAMPLE = 1 << 18
+CODECS = ("fp32", "fp16", "int8", "int4", "ecsq", "sign")
+"""Codecs whose bytes the plan shows."""
+
+DEFAULT_CODEC = CodecSettings().upload
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -81,11 +90,22 @@ def _facts(base: str, layouts: dict[str, AdapterLayout]) -> dict[str, Any]:
         "kinds": {
             kind: {
                 "parameters": candidate.size,
-                "payload_bytes": {name: payload_size(candidate, codec) for name, codec in CODECS.items()},
+                "payload_bytes": {name: _payload_bytes(candidate, name) for name in CODECS},
             }
             for kind, candidate in layouts.items()
         },
     }
+
+
+def _payload_bytes(layout: AdapterLayout, name: str) -> int:
+    """Bytes of one payload; where the content decides, what normally distributed updates take."""
+    sizes = payload_sizes(layout, codec(name))
+    if len(sizes) == 1:
+        return sizes[0]
+    sample = AdapterLayout.of_arrays({"sample": np.empty(min(layout.size, SAMPLE), np.float32)})
+    update = np.random.default_rng(0).standard_normal(sample.size, np.float32)
+    body = len(encode_vector(update, sample, codec(name), round=1)) - HEADER_SIZE
+    return HEADER_SIZE + round(body * layout.size / sample.size)
 
 
 def _show(facts: dict[str, Any], *, list_layers: bool) -> None:
@@ -97,19 +117,21 @@ def _show(facts: dict[str, Any], *, list_layers: bool) -> None:
             shapes = ", ".join(f"{name} {shape}" for name, shape in layer["factors"].items())
             console.print(f"  {path}  {layer['weight']}: {shapes}", highlight=False)
     baseline = facts["baseline_bytes"]
-    title = f"One payload, against {BASELINE} of the same layers ({kilobytes(baseline)})"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE)
-    table.add_column("adapter")
-    table.add_column("parameters", justify="right")
+    table = Table(
+        title="One payload, by adapter kind", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0)
+    )
+    kinds = facts["kinds"]
+    for heading in ("codec", *kinds, f"kron_lora × smaller than {BASELINE}"):
+        table.add_column(heading, justify="left" if heading == "codec" else "right")
+    table.add_row("parameters", *(f"{figures['parameters']:,}" for figures in kinds.values()), "")
     for name in CODECS:
-        table.add_column(name, justify="right")
-    for kind, figures in facts["kinds"].items():
-        cells = [f"{kilobytes(size)} ({baseline / size:.1f}×)" for size in figures["payload_bytes"].values()]
-        table.add_row(kind, f"{figures['parameters']:,}", *cells)
+        sizes = [figures["payload_bytes"][name] for figures in kinds.values()]
+        ours = kinds["kron_lora"]["payload_bytes"][name]
+        table.add_row(name, *map(kilobytes, sizes), f"{baseline / ours:.1f}")
     console.print(table)
-    payload = facts["kinds"]["kron_lora"]["payload_bytes"]["int4"]
+    payload = facts["kinds"]["kron_lora"]["payload_bytes"][DEFAULT_CODEC]
     console.print(
-        f"A round with evaluation (two broadcasts and an upload, int4): {kilobytes(3 * payload)} per client, "
-        f"{baseline / payload:.1f}× less than {BASELINE}.",
+        f"A round with evaluation ({DEFAULT_CODEC}, update up and change down): {kilobytes(2 * payload)} "
+        f"per client, {1.5 * baseline / payload:.1f}× less than {BASELINE}, sent three times.",
         highlight=False,
     )

@@ -1,34 +1,57 @@
 """Block-wise symmetric quantization: `int8` and `int4`.
 
-The flat vector is cut into blocks of at most 64 elements that never straddle two tensors. Each block has
-one scale, its largest magnitude over the number of levels, and each element becomes the nearest multiple
-of it (block-wise absmax quantization: Dettmers et al. 2022, arXiv 2110.02861, section 2.1, with linear
-levels). Without random rotation: measured updates are no heavier-tailed than a Gaussian.
+The flat vector is cut into blocks that never straddle two tensors: of at most 64 elements, or a row of a
+tensor each (`:channel`). Each block has one scale, its largest magnitude over the number of levels, and each
+element becomes the nearest multiple of it (block-wise absmax quantization: Dettmers et al. 2022, arXiv
+2110.02861, section 2.1, with linear levels; per channel: arXiv 2508.01961), or one of the two around it at
+random, so that the mean is right (`:stochastic`: Alistarh et al. 2017, arXiv 1610.02132). Without random
+rotation: measured updates are no heavier-tailed than a Gaussian.
 
-Body, little-endian: the payload's largest scale (`unit`, float32), one scale a block relative to it
-(float16 in 0..1), then the packed codes.
+Body, little-endian: the largest scale (`unit`, float32), one scale a block relative to it (float16 in 0..1),
+then the packed codes.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
+from numpy.random import Generator
 
+from fedkron.compression.body import REMEDY, SMALLEST_NORMAL, Ratios, absolute_scales, checked_scales, exactly
 from fedkron.compression.packing import Codes, pack_bytes, pack_nibbles, unpack_bytes, unpack_nibbles
 from fedkron.errors import PayloadError
-from fedkron.layout import AdapterLayout, Vector
+from fedkron.layout import TensorLayout, Vector, elements
 
 BLOCK_SIZE = 64
 """Elements that share one scale."""
 
 _BLOCKS_AT_A_TIME = 1024  # 256 KiB of float32: what is being worked on stays in the cache
-_SMALLEST_NORMAL = np.finfo(np.float32).smallest_normal
-_ONE = 0x3C00  # float16 bits of 1.0; every larger pattern is above one, negative, infinite or NaN
+
+
+def fixed_length(tensor: TensorLayout) -> int:  # noqa: ARG001
+    """Block length of `int8` and `int4`: the same for all tensors."""
+    return BLOCK_SIZE
+
+
+def row_length(tensor: TensorLayout) -> int:
+    """Block length of the `:channel` codecs: a row of a matrix, all of a vector."""
+    return max(tensor.shape[-1] if tensor.shape else 1, 1)
+
+
+def to_nearest(scaled: Vector, rng: Generator) -> Vector:  # noqa: ARG001
+    """Nearest integers, ties to even; in place."""
+    return np.rint(scaled, out=scaled)
+
+
+def at_random(scaled: Vector, rng: Generator) -> Vector:
+    """One of the two integers around each element, so that the expectation is the element; in place."""
+    scaled += rng.random(scaled.size, np.float32)
+    return np.floor(scaled, out=scaled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,46 +63,58 @@ class BlockwiseCodec:
     bits: int
     levels: int
     pack: Callable[[Codes], bytes]
-    unpack: Callable[[bytes | memoryview, int], Codes]
+    unpack: Callable[[memoryview, int], Codes]
+    state_codec: str
+    block_length: Callable[[TensorLayout], int] = fixed_length
+    rounded: Callable[[Vector, Generator], Vector] = to_nearest
 
-    def size(self, layout: AdapterLayout) -> int:
+    def sizes(self, tensors: tuple[TensorLayout, ...]) -> range:
         """Bytes of a body: unit, scales and codes."""
-        return 4 + 2 * _blocks(layout).count + -(-layout.size * self.bits // 8)
+        count = _blocks(tensors, self.block_length).count
+        return exactly(4 + 2 * count + -(-elements(tensors) * self.bits // 8))
 
-    def quantize(self, vector: Vector, layout: AdapterLayout) -> bytes:
-        """Body of a finite float32 vector of `layout.size` elements.
+    def quantize(self, vector: Vector, tensors: tuple[TensorLayout, ...], rng: Generator) -> bytes:
+        """Body of a finite float32 vector of these tensors.
 
-        An element is off by at most half its block's scale. Blocks whose scale would be below the
-        smallest normal float32 number (1.2e-38) travel as zeros: a machine that flushes subnormal numbers
-        would decode them otherwise.
+        An element is off by at most half its block's scale (at random: by less than a scale). Blocks whose
+        scale would be below the smallest normal float32 number (1.2e-38) travel as zeros: a machine that
+        flushes subnormal numbers would decode them otherwise.
         """
-        blocks = _blocks(layout)
+        blocks = _blocks(tensors, self.block_length)
         unit, ratios = self._relative_scales(blocks.peaks(vector))
-        scales = ratios.astype(np.float32) * unit
+        scales = absolute_scales(unit, ratios)
         inverse = np.divide(1, scales, out=np.zeros_like(scales), where=scales > 0)
-        codes = np.empty(layout.size, np.int8)
-        for some, elements in blocks.spans:
+        codes = np.empty(vector.size, np.int8)
+        for some, part in blocks.spans:
             scaled = np.repeat(inverse[some], blocks.lengths[some])
-            scaled *= vector[elements]
-            codes[elements] = np.rint(scaled, out=scaled)
+            scaled *= vector[part]
+            rounded = self.rounded(scaled, rng)
+            codes[part] = np.clip(rounded, -self.levels, self.levels, out=rounded)
         return b"".join((struct.pack("<f", unit), ratios.tobytes(), self.pack(codes)))
 
-    def dequantize(self, body: bytes | memoryview, layout: AdapterLayout) -> Vector:
-        """The float32 vector in a body of `size(layout)` bytes: always finite.
+    def dequantize(self, body: memoryview, tensors: tuple[TensorLayout, ...]) -> Vector:
+        """The float32 vector in a body: always finite.
 
         Raises `PayloadError` when the unit, a scale, a code or the padding is one that `quantize` never
         writes.
         """
-        blocks = _blocks(layout)
+        blocks = _blocks(tensors, self.block_length)
         codes_start = 4 + 2 * blocks.count
         (unit,) = struct.unpack_from("<f", body)
-        ratios = np.frombuffer(memoryview(body)[4:codes_start], "<f2")
-        codes = self.unpack(memoryview(body)[codes_start:], layout.size)
-        self._check(unit, ratios, codes)
-        scales = ratios.astype(np.float32) * np.float32(unit)
-        vector = np.empty(layout.size, np.float32)
-        for some, elements in blocks.spans:
-            np.multiply(codes[elements], np.repeat(scales[some], blocks.lengths[some]), out=vector[elements])
+        ratios = np.frombuffer(body[4:codes_start], "<f2")
+        scales = checked_scales(unit, ratios, self._largest_unit)
+        size = elements(tensors)
+        codes = self.unpack(body[codes_start:], size)
+        if codes.min(initial=0) < -self.levels:
+            element = int(np.argmin(codes))
+            raise PayloadError(
+                f"code {codes[element]} of element {element} is below -{self.levels}; {REMEDY}"
+            )
+        if (silent := scales == 0).any() and codes[np.repeat(silent, blocks.lengths)].any():
+            raise PayloadError(f"payload has codes that are not 0 in a block whose scale is 0; {REMEDY}")
+        vector = np.empty(size, np.float32)
+        for some, part in blocks.spans:
+            np.multiply(codes[part], np.repeat(scales[some], blocks.lengths[some]), out=vector[part])
         return vector
 
     @property
@@ -89,40 +124,34 @@ class BlockwiseCodec:
         nearest = np.float32(quotient)
         return float(nearest if float(nearest) <= quotient else np.nextafter(nearest, np.float32(0)))
 
-    def _relative_scales(self, peaks: Vector) -> tuple[np.float32, npt.NDArray[np.float16]]:
+    def _relative_scales(self, peaks: Vector) -> tuple[float, Ratios]:
         """The unit, and each block's scale over it: a float16 alone would underflow below 1e-6."""
         peak = float(peaks.max(initial=0.0))
         unit = np.float32(min(peak / self.levels, self._largest_unit))
-        if unit < _SMALLEST_NORMAL:
-            return np.float32(0), np.zeros(peaks.size, "<f2")
+        if unit < SMALLEST_NORMAL:
+            return 0.0, np.zeros(peaks.size, "<f2")
         exact = peaks.astype(np.float64) / peak
         ratios = exact.astype("<f2")
         # Round up, so that no element exceeds `levels` scales: the bits of a float16 count upwards.
         ratios.view("<u2")[ratios < exact] += 1
-        ratios[ratios.astype(np.float32) * unit < _SMALLEST_NORMAL] = 0
-        return unit, ratios
-
-    def _check(self, unit: float, ratios: npt.NDArray[np.float16], codes: Codes) -> None:
-        remedy = "ask the sender to encode again"
-        if not 0 <= unit <= self._largest_unit:
-            raise PayloadError(f"payload's unit {unit} is not in 0..{self._largest_unit}; {remedy}")
-        if (beyond := ratios.view("<u2") > _ONE).any():
-            block = int(np.argmax(beyond))
-            raise PayloadError(f"relative scale {ratios[block]} of block {block} is not in 0..1; {remedy}")
-        if codes.min(initial=0) < -self.levels:
-            element = int(np.argmin(codes))
-            raise PayloadError(
-                f"code {codes[element]} of element {element} is below -{self.levels}; {remedy}"
-            )
+        ratios[absolute_scales(float(unit), ratios) < SMALLEST_NORMAL] = 0
+        return float(unit), ratios
 
 
-INT8 = BlockwiseCodec("int8", 2, 8, 127, pack_bytes, unpack_bytes)
-INT4 = BlockwiseCodec("int4", 3, 4, 7, pack_nibbles, unpack_nibbles)
+_STATES = "ecsq:nmse=0.001"
+
+INT8 = BlockwiseCodec("int8", 2, 8, 127, pack_bytes, unpack_bytes, "int8")
+INT4 = BlockwiseCodec("int4", 3, 4, 7, pack_nibbles, unpack_nibbles, _STATES)
+INT8_CHANNEL = replace(INT8, name="int8:channel", id=4, block_length=row_length, state_codec="int8:channel")
+INT4_CHANNEL = replace(INT4, name="int4:channel", id=5, block_length=row_length)
+# Rounding is the encoder's business: the decoder is that of the codec with the same id.
+INT8_STOCHASTIC = replace(INT8, name="int8:stochastic", rounded=at_random)
+INT4_STOCHASTIC = replace(INT4, name="int4:stochastic", rounded=at_random)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Blocks:
-    """Where a layout's blocks lie in the flat vector."""
+    """Where the blocks of some tensors lie in the flat vector."""
 
     starts: npt.NDArray[np.int64]
     lengths: npt.NDArray[np.int64]
@@ -136,24 +165,31 @@ class _Blocks:
     def peaks(self, vector: Vector) -> Vector:
         """Largest magnitude in each block, shape (count,)."""
         peaks = np.empty(self.count, np.float32)
-        for some, elements in self.spans:
-            magnitudes = np.abs(vector[elements])
-            np.maximum.reduceat(magnitudes, self.starts[some] - elements.start, out=peaks[some])
+        for some, part in self.spans:
+            magnitudes = np.abs(vector[part])
+            np.maximum.reduceat(magnitudes, self.starts[some] - part.start, out=peaks[some])
         return peaks
 
 
 @lru_cache(maxsize=16)
-def _blocks(layout: AdapterLayout) -> _Blocks:
-    sizes = np.array([tensor.size for tensor in layout.tensors], np.int64)
-    counts = -(-sizes // BLOCK_SIZE)
+def _blocks(tensors: tuple[TensorLayout, ...], block_length: Callable[[TensorLayout], int]) -> _Blocks:
+    sizes = np.array([tensor.size for tensor in tensors], np.int64)
+    lengths = np.array([block_length(tensor) for tensor in tensors], np.int64)
+    counts = -(-sizes // np.maximum(lengths, 1))
     count = int(counts.sum())
-    # The j-th block of a tensor starts 64·j behind the tensor's first element.
+    # The j-th block of a tensor starts j lengths behind the tensor's first element.
     within_tensor = np.arange(count) - np.repeat(np.cumsum(counts) - counts, counts)
-    starts = np.repeat(np.cumsum(sizes) - sizes, counts) + BLOCK_SIZE * within_tensor
-    edges = np.append(starts, layout.size)
+    starts = np.repeat(np.cumsum(sizes) - sizes, counts) + np.repeat(lengths, counts) * within_tensor
+    edges = np.append(starts, sizes.sum())
     spans = tuple(
-        (slice(first, last), slice(int(edges[first]), int(edges[last])))
-        for first in range(0, count, _BLOCKS_AT_A_TIME)
-        for last in (min(first + _BLOCKS_AT_A_TIME, count),)
+        (slice(first, last), slice(int(edges[first]), int(edges[last]))) for first, last in _runs(edges)
     )
     return _Blocks(starts, np.diff(edges), spans)
+
+
+def _runs(edges: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Runs of whole blocks with about as many elements as fit into the cache."""
+    per_run = BLOCK_SIZE * _BLOCKS_AT_A_TIME
+    cuts = np.searchsorted(edges, np.arange(0, int(edges[-1]), per_run))
+    marks = np.unique(np.append(cuts, edges.size - 1))
+    return list(zip(marks[:-1].tolist(), marks[1:].tolist(), strict=True))

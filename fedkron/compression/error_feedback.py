@@ -8,15 +8,22 @@ within one residual, whatever the codec's bias.
 from __future__ import annotations
 
 import numpy as np
+from numpy.random import Generator
 
 from fedkron.compression.codecs import Codec
-from fedkron.compression.payload import HEADER_SIZE, encode_vector
+from fedkron.compression.payload import decode_vector, encode_vector
 from fedkron.errors import AdapterError
 from fedkron.layout import AdapterLayout, State, Vector, flatten
 
 
 def encode_with_feedback(
-    update: State, residual: Vector | None, layout: AdapterLayout, codec: Codec, round: int
+    update: State,
+    residual: Vector | None,
+    layout: AdapterLayout,
+    codec: Codec,
+    *,
+    round: int,
+    rng: Generator | None = None,
 ) -> tuple[bytes, Vector]:
     """Encode `update` plus what earlier rounds lost; return the payload and what this one loses.
 
@@ -35,6 +42,6 @@ def encode_with_feedback(
             )
         with np.errstate(over="ignore"):  # an infinite sum is refused by name when it is encoded
             accumulated += residual
-    blob = encode_vector(accumulated, layout, codec, round=round)
-    sent = codec.dequantize(memoryview(blob)[HEADER_SIZE:], layout)
+    blob = encode_vector(accumulated, layout, codec, round=round, rng=rng)
+    _, sent = decode_vector(blob, layout)
     return blob, np.subtract(accumulated, sent, out=accumulated)

@@ -5,19 +5,44 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass
+from enum import IntEnum
 
-from fedkron.compression.codecs import CODECS, Codec, codec_of_id
+import numpy as np
+from numpy.random import Generator
+
+from fedkron.compression.codecs import Codec, codec_of_id
 from fedkron.compression.finite import first_nonfinite
-from fedkron.errors import AdapterError, ConfigError, ContractError, PayloadError
-from fedkron.layout import AdapterLayout, State, Vector, flatten, unflatten
+from fedkron.errors import (
+    AdapterError,
+    ChecksumError,
+    ConfigError,
+    ContractError,
+    PayloadError,
+    TrailingBytesError,
+    TruncatedPayloadError,
+    UnknownVersionError,
+)
+from fedkron.layout import AdapterLayout, Sections, State, Vector, elements, flatten, unflatten
 
-PAYLOAD_VERSION = 1
+PAYLOAD_VERSION = 2
 
 _MAGIC = b"FKRN"
-_FIELDS = struct.Struct("<4sBBHQQ32sI")  # magic, version, codec, reserved, elements, length, contract, round
+# magic, version, codec, kind, reserved, lengths of factors and dense tensors, contract, round
+_FIELDS = struct.Struct("<4sBBBBQQ32sI")
 _CHECKSUM = struct.Struct("<I")
 HEADER_SIZE = _FIELDS.size + _CHECKSUM.size
 """Bytes in front of the body."""
+
+
+class Kind(IntEnum):
+    """What the vector in a payload is."""
+
+    UPDATE = 0
+    """What a client learnt: trained minus received."""
+    CHANGE = 1
+    """New minus old shared state, from the server."""
+    STATE = 2
+    """A whole shared state, from the server."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,9 +51,10 @@ class Header:
 
     version: int
     codec: str
+    kind: str
     round: int
-    elements: int
-    body_length: int
+    factor_bytes: int
+    dense_bytes: int
     contract: str
     """SHA-256 (hex) of the layout it was encoded with."""
     checksum: int
@@ -36,99 +62,148 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """A payload that has passed every check: the update, and how and in which round it was sent."""
+    """A payload that has passed every check: its tensors, and how and in which round it was sent."""
 
     update: State
     codec: str
+    kind: Kind
     round: int
 
 
-def encode(update: State, layout: AdapterLayout, codec: Codec, *, round: int) -> bytes:
+def encode(
+    update: State,
+    layout: AdapterLayout,
+    codec: Codec,
+    *,
+    round: int,
+    kind: Kind = Kind.UPDATE,
+    rng: Generator | None = None,
+) -> bytes:
     """Encode an update as a payload: same input, same bytes.
+
+    `rng` is drawn from by codecs that round at random; without one they draw from seed 0.
 
     Raises `AdapterError` when the update does not have the layout's tensors or holds NaN or infinity,
     `ConfigError` when `round` does not fit 32 bits.
     """
-    return encode_vector(flatten(update, layout), layout, codec, round=round)
+    return encode_vector(flatten(update, layout), layout, codec, round=round, kind=kind, rng=rng)
 
 
-def encode_vector(vector: Vector, layout: AdapterLayout, codec: Codec, *, round: int) -> bytes:
+def encode_vector(
+    vector: Vector,
+    layout: AdapterLayout,
+    codec: Codec,
+    *,
+    round: int,
+    kind: Kind = Kind.UPDATE,
+    rng: Generator | None = None,
+) -> bytes:
     """`encode` for an update that is already one flat float32 vector of `layout.size` elements."""
     if not 0 <= round < 2**32:
         raise ConfigError(f"round {round} does not fit a payload: use 0 to {2**32 - 1}")
-    if found := first_nonfinite(vector, layout):
+    if found := first_nonfinite(vector, layout.tensors):
         raise AdapterError(f"{found} in this update: training diverged, lower the learning rate")
-    body = codec.quantize(vector, layout)
+    rng = rng or np.random.default_rng(0)
+    parts = _parts(vector, layout.sections)
+    factors, dense = (
+        codec.quantize(part, tensors, rng) if tensors else b""
+        for part, tensors in zip(parts, layout.sections, strict=True)
+    )
     contract = bytes.fromhex(layout.contract)
-    fields = _FIELDS.pack(_MAGIC, PAYLOAD_VERSION, codec.id, 0, layout.size, len(body), contract, round)
-    return b"".join((fields, _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(fields))), body))
+    fields = _FIELDS.pack(
+        _MAGIC, PAYLOAD_VERSION, codec.id, kind, 0, len(factors), len(dense), contract, round
+    )
+    checksum = zlib.crc32(dense, zlib.crc32(factors, zlib.crc32(fields)))
+    return b"".join((fields, _CHECKSUM.pack(checksum), factors, dense))
 
 
 def decode(blob: bytes, layout: AdapterLayout) -> Decoded:
-    """Check a payload against a layout and decode it. Nothing larger than the layout is ever allocated.
+    """Check a payload against a layout and decode it.
 
-    Raises `ContractError` when it was made for another base or adapter, `PayloadError` when it is damaged
-    or not a payload.
+    Nothing larger than a few times the layout is ever allocated, whatever the header says.
+
+    Raises `ContractError` when it was made for another base or adapter, `PayloadError` (or one of its kinds,
+    see `fedkron.errors`) when it is damaged or not a payload.
     """
+    header, vector = decode_vector(blob, layout)
+    return Decoded(unflatten(vector, layout), header.codec, Kind[header.kind], header.round)
+
+
+def decode_vector(blob: bytes, layout: AdapterLayout) -> tuple[Header, Vector]:
+    """`decode` to one flat float32 vector of `layout.size` elements."""
     header = inspect_header(blob)
     if header.contract != layout.contract:
         raise ContractError(
             f"payload has contract {header.contract[:12]}…, this adapter {layout.contract[:12]}…: "
             "give both sides the same base and the same adapter settings"
         )
-    if header.elements != layout.size:
-        raise PayloadError(
-            f"payload says {header.elements} elements, its contract has {layout.size}; "
-            "ask the sender to encode again"
-        )
-    codec = CODECS[header.codec]
-    if header.body_length != (expected := codec.size(layout)):
-        raise PayloadError(
-            f"payload's body has {header.body_length} bytes, {codec.name} makes {expected} of this adapter; "
-            "ask the sender to encode again"
-        )
-    vector = codec.dequantize(memoryview(blob)[HEADER_SIZE:], layout)
-    return Decoded(unflatten(vector, layout), codec.name, header.round)
+    codec = codec_of_id(blob[5])
+    lengths = (header.factor_bytes, header.dense_bytes)
+    for length, tensors, section in zip(lengths, layout.sections, Sections._fields, strict=True):
+        allowed = codec.sizes(tensors) if tensors else range(1)
+        if length not in allowed:
+            raise PayloadError(
+                f"payload's body of the {section} has {length} bytes, {codec.name} makes {allowed[0]} to "
+                f"{allowed[-1]} of this adapter; ask the sender to encode again"
+            )
+    view = memoryview(blob)
+    split = HEADER_SIZE + header.factor_bytes
+    vector = np.empty(layout.size, np.float32)
+    bodies = (view[HEADER_SIZE:split], view[split:])
+    for part, tensors, body in zip(_parts(vector, layout.sections), layout.sections, bodies, strict=True):
+        if tensors:
+            part[...] = codec.dequantize(body, tensors)
+    return header, vector
 
 
 def inspect_header(blob: bytes) -> Header:
     """Read a payload's header and check all that can be checked without a layout, the checksum included.
 
-    Raises `PayloadError` when it is damaged or not a payload.
+    Raises `PayloadError` or one of its kinds when it is damaged or not a payload.
     """
     if len(blob) < HEADER_SIZE:
-        raise PayloadError(
+        raise TruncatedPayloadError(
             f"{len(blob)} bytes are too few for a payload (its header has {HEADER_SIZE}); send it again"
         )
-    magic, version, codec_id, reserved, elements, length, contract, round_ = _FIELDS.unpack_from(blob)
+    fields = _FIELDS.unpack_from(blob)
+    magic, version, codec_id, kind, reserved, factor_bytes, dense_bytes, contract, round_ = fields
     if magic != _MAGIC:
         raise PayloadError(f"starts with {magic!r}, a payload with {_MAGIC!r}: this is another kind of file")
     if version != PAYLOAD_VERSION:
-        raise PayloadError(
+        raise UnknownVersionError(
             f"payload version {version} is not known here (known: {PAYLOAD_VERSION}); "
             "update fedkron on this machine"
         )
     codec = codec_of_id(codec_id)
-    if reserved != 0:
+    if kind not in Kind._value2member_map_ or reserved != 0:
         raise PayloadError(
-            f"payload sets reserved bits {reserved:#06x} that this version does not know; "
+            f"payload has kind {kind} and reserved bits {reserved:#04x} that this version does not know; "
             "update fedkron on this machine"
         )
-    if (present := len(blob) - HEADER_SIZE) != length:
-        trouble = "is truncated" if present < length else "has trailing bytes"
-        raise PayloadError(
-            f"payload {trouble}: its body has {present} bytes, its header says {length}; send it again"
-        )
+    present, length = len(blob) - HEADER_SIZE, factor_bytes + dense_bytes
+    said = f"its body has {present} bytes, its header says {length}; send it again"
+    if present < length:
+        raise TruncatedPayloadError(f"payload is truncated: {said}")
+    if present > length:
+        raise TrailingBytesError(f"payload has trailing bytes: {said}")
     (checksum,) = _CHECKSUM.unpack_from(blob, _FIELDS.size)
     view = memoryview(blob)
     if (actual := zlib.crc32(view[HEADER_SIZE:], zlib.crc32(view[: _FIELDS.size]))) != checksum:
-        raise PayloadError(
+        raise ChecksumError(
             f"payload's checksum is {actual:08x}, its header says {checksum:08x}: "
             "it was damaged on the way, send it again"
         )
-    return Header(version, codec.name, round_, elements, length, contract.hex(), checksum)
+    return Header(
+        version, codec.name, Kind(kind).name, round_, factor_bytes, dense_bytes, contract.hex(), checksum
+    )
 
 
-def payload_size(layout: AdapterLayout, codec: Codec) -> int:
-    """Exact bytes of a payload, without encoding one: the content never changes its length."""
-    return HEADER_SIZE + codec.size(layout)
+def payload_sizes(layout: AdapterLayout, codec: Codec) -> range:
+    """The sizes in bytes that a payload of this layout can have; one only for codecs of fixed width."""
+    sizes = [codec.sizes(tensors) for tensors in layout.sections if tensors]
+    return range(HEADER_SIZE + sum(s[0] for s in sizes), HEADER_SIZE + sum(s[-1] for s in sizes) + 1)
+
+
+def _parts(vector: Vector, sections: Sections) -> tuple[Vector, Vector]:
+    split = elements(sections.factors)
+    return vector[:split], vector[split:]

@@ -3,6 +3,7 @@
 from fedkron.flower.admission import ORIGIN
 from fedkron.flower.client_mod import compressed_exchange, explained_errors
 from fedkron.flower.grid import CompressedGrid
+from fedkron.flower.metered_grid import MeteredGrid
 from fedkron.flower.strategy import FedKron, RoundReport, TaskReport
 from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD
 
@@ -12,6 +13,7 @@ __all__ = [
     "REJECTED_UPLOAD",
     "CompressedGrid",
     "FedKron",
+    "MeteredGrid",
     "RoundReport",
     "TaskReport",
     "compressed_exchange",

@@ -7,28 +7,31 @@ strategy as an error reply: it is counted as a failure and never touches the glo
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from logging import WARNING
+from logging import INFO, WARNING
 
 import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.common import log
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
-from flwr.supercore.run import Run
 
-from fedkron.compression import codec, decode
+from fedkron.compression import Kind, codec, decode
+from fedkron.compression.shared_state import SharedState
 from fedkron.errors import FedKronError, PayloadError, RunError
+from fedkron.flower.downlink import Downlink, Target
+from fedkron.flower.grid_wrapper import GridWrapper
 from fedkron.flower.wire import (
+    MADE_BY_THE_SUPERLINK,
     REJECTED_UPLOAD,
+    UNKNOWN_STATE,
+    Broadcast,
     is_packed,
     message_bytes,
     pack_broadcast,
+    packed_bytes,
     payload_of,
-    payload_size,
     replace_records,
     round_of,
     to_arrays,
@@ -38,17 +41,31 @@ from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import BASELINE_RANK, Direction, Ledger, Transfer
 
 
+@dataclass(frozen=True)
+class _Reference:
+    """What an upload is a change of, and the shared state that its message led to."""
+
+    state: State
+    layout: AdapterLayout
+    shared: SharedState
+    digest: bytes
+
+
 @dataclass
 class _Sent:
     """What the server remembers of a message until its reply comes."""
 
+    message: Message
     round: int
-    arrays: dict[str, tuple[State, AdapterLayout]] = field(default_factory=dict)
+    references: dict[str, _Reference] = field(default_factory=dict)
+    asked_for: str | None = None
+    """Id of the message that the strategy waits for, where this one was sent in its place."""
 
 
-class CompressedGrid(Grid):
+class CompressedGrid(GridWrapper):
     """Wraps a Grid; `upload` and `broadcast` are codec names, `layout` defaults to that of the arrays.
 
+    A node that is known to have an earlier state gets the change since then, any other the whole state.
     Clients need `compressed_exchange` as their first mod. Raises `ConfigError` for an unknown codec.
     """
 
@@ -57,162 +74,214 @@ class CompressedGrid(Grid):
         grid: Grid,
         *,
         layout: AdapterLayout | None = None,
-        upload: str = "int4",
-        broadcast: str = "int4",
+        upload: str = "ecsq",
+        broadcast: str = "ecsq",
         ledger: Ledger | None = None,
         poll_interval: float = 0.2,
     ) -> None:
-        self._grid = grid
+        super().__init__(grid, poll_interval=poll_interval)
         self._layout = layout
-        self._codecs = (codec(broadcast).name, codec(upload).name)
-        self._poll_interval = poll_interval
+        self._upload, self._broadcast = codec(upload), codec(broadcast)
         self._sent: dict[str, _Sent] = {}
+        self._downlinks: dict[str, Downlink] = {}
         self.ledger = ledger or Ledger()
 
+    def agreed(self, arrays: ArrayRecord, key: str = "arrays") -> ArrayRecord:
+        """Arrays as the clients will get them, to start a strategy from.
+
+        The first broadcast is quantized, too. Where the initial arrays are random anyway, it is better to
+        begin with what all have than to send the difference later.
+        """
+        state = to_state(arrays)
+        layout = self._layout or AdapterLayout.of_arrays(state)
+        self._downlink(key).publish([Target(state, layout, ())], round_=0)
+        return to_arrays(self.shared_state(key))
+
+    def shared_state(self, key: str = "arrays") -> State:
+        """What the nodes that got the last broadcast have. Raises `LookupError` when there was none."""
+        return self._downlink(key).latest
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Encode the arrays of each message, then push it; the same arrays are encoded once.
+        """Encode the arrays of each message, then push it; equal arrays are encoded once.
 
         Raises `AdapterError` for arrays that cannot be encoded (not floating point, not finite, not of the
         layout), `RunError` when Flower does not take the messages.
         """
-        messages = list(messages)
-        packed: dict[int, tuple[ConfigRecord, State, AdapterLayout]] = {}
-        sent: list[_Sent] = []
-        for message in messages:
-            sent.append(_Sent(round_of(message)))
-            message.content = self._encode_content(message, sent[-1], packed)
-        ids = list(self._grid.push_messages(messages))
-        if len(ids) != len(messages):
-            raise RunError(
-                f"Flower pushed {len(ids)} of {len(messages)} messages; its log says why: "
-                "one may be too large for the SuperLink"
-            )
-        for message_id, message, memory in zip(ids, messages, sent, strict=True):
-            if message_id is not None:  # Flower's mark for a message that it could not push
-                self._sent[message_id] = memory
-                self._enter(message, "down", memory, node=message.metadata.dst_node_id)
-        return ids
+        sent = [_Sent(message, round_of(message)) for message in messages]
+        self._publish(sent)
+        for memory in sent:
+            memory.message.content = self._encoded(memory)
+        return self._pushed(sent)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Pull replies and decode their arrays; a refused upload becomes an error reply."""
-        return [self._decode_reply(reply) for reply in self._grid.pull_messages(message_ids)]
+        """Pull replies and decode their arrays; a refused upload becomes an error reply.
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
-        """Push messages and wait for the replies, at most `timeout` seconds; later ones are ignored."""
-        waiting = {message_id for message_id in self.push_messages(messages) if message_id is not None}
-        deadline = None if timeout is None else time.monotonic() + timeout
-        replies: list[Message] = []
-        while waiting and (deadline is None or time.monotonic() < deadline):
-            arrived = list(self.pull_messages(waiting))
-            replies.extend(arrived)
-            waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
-            if waiting and not arrived:
-                time.sleep(self._poll_interval)
-        for message_id in waiting:
-            self._sent.pop(message_id, None)
+        A node that lacks the state which has changed is sent the whole state; its answer to that comes as
+        the reply to the first message.
+        """
+        in_place = {memory.asked_for: new for new, memory in self._sent.items() if memory.asked_for}
+        replies = []
+        for reply in self._grid.pull_messages([in_place.get(i, i) for i in message_ids]):
+            memory = self._sent.pop(reply.metadata.reply_to_message_id, None)
+            if memory is None:
+                replies.append(reply)
+                continue
+            if not (reply.has_error() and reply.error.code in MADE_BY_THE_SUPERLINK):
+                self._enter(reply, "up", memory, node=reply.metadata.src_node_id)
+            if not _asks_for_state(reply, memory):
+                replies.append(self._decoded(reply, memory))
+            elif not self._sent_whole_state(memory, reply):
+                replies.append(reply)
         return replies
 
-    def _encode_content(
-        self, message: Message, sent: _Sent, packed: dict[int, tuple[ConfigRecord, State, AdapterLayout]]
-    ) -> RecordDict:
-        def encode_record(key: str, record: object) -> ConfigRecord:
-            assert isinstance(record, ArrayRecord)
-            if id(record) not in packed:
-                state = to_state(record)
+    def give_up(self, message_ids: Iterable[str]) -> None:
+        """Forget messages whose replies nobody waits for any longer."""
+        given_up = set(message_ids)
+        self._sent = {
+            new: memory
+            for new, memory in self._sent.items()
+            if new not in given_up and memory.asked_for not in given_up
+        }
+
+    def _downlink(self, key: str) -> Downlink:
+        return self._downlinks.setdefault(key, Downlink(self._broadcast))
+
+    def _publish(self, sent: Sequence[_Sent]) -> None:
+        """Publish all arrays of some messages; the same record is looked at once."""
+        for key in dict.fromkeys(key for memory in sent for key in memory.message.content.array_records):
+            lots: dict[int, list[_Sent]] = {}
+            for memory in sent:
+                if (record := memory.message.content.array_records.get(key)) is not None:
+                    lots.setdefault(id(record), []).append(memory)
+            targets = []
+            for lot in lots.values():
+                state = to_state(lot[0].message.content.array_records[key])
                 layout = self._layout or AdapterLayout.of_arrays(state)
-                packed[id(record)] = (
-                    pack_broadcast(state, layout, sent.round, self._codecs),
-                    state,
-                    layout,
-                )
-            encoded, state, layout = packed[id(record)]
-            sent.arrays[key] = (state, layout)
-            return encoded
+                nodes = tuple(memory.message.metadata.dst_node_id for memory in lot)
+                targets.append(Target(state, layout, nodes))
+            published = self._downlink(key).publish(targets, sent[0].round)
+            for lot, target, shared in zip(lots.values(), targets, published, strict=True):
+                for memory in lot:
+                    memory.references[key] = _Reference(
+                        target.state, target.layout, shared, shared.held.digest
+                    )
 
-        return replace_records(message.content, lambda r: isinstance(r, ArrayRecord), encode_record)
+    def _encoded(self, memory: _Sent) -> RecordDict:
+        """The message's content with payloads in the place of arrays, or of earlier payloads."""
+        node = memory.message.metadata.dst_node_id
 
-    def _decode_reply(self, reply: Message) -> Message:
-        sent = self._sent.pop(reply.metadata.reply_to_message_id, None)
-        if sent is None or reply.has_error():
+        def encode_record(key: str, record: object) -> ConfigRecord:  # noqa: ARG001
+            way = self._downlink(key).delivery(node, memory.references[key].shared)
+            return pack_broadcast(Broadcast(way.chain, way.layout, memory.round, self._upload))
+
+        return replace_records(
+            memory.message.content, lambda r: isinstance(r, ArrayRecord) or is_packed(r), encode_record
+        )
+
+    def _pushed(self, sent: Sequence[_Sent]) -> list[str]:
+        ids = list(self._grid.push_messages([memory.message for memory in sent]))
+        if len(ids) != len(sent):
+            raise RunError(
+                f"Flower pushed {len(ids)} of {len(sent)} messages; its log says why: "
+                "one may be too large for the SuperLink"
+            )
+        for message_id, memory in zip(ids, sent, strict=True):
+            if message_id is not None:  # Flower's mark for a message that it could not push
+                self._sent[message_id] = memory
+                self._enter(memory.message, "down", memory, node=memory.message.metadata.dst_node_id)
+        return ids
+
+    def _sent_whole_state(self, memory: _Sent, reply: Message) -> bool:
+        """Send the whole state in place of a change; False when Flower does not take it."""
+        old = memory.message
+        node = old.metadata.dst_node_id
+        log(INFO, "node %s asks for the whole state: %s", node, reply.error.reason)
+        for key in memory.references:
+            self._downlink(key).forget(node)
+        again = Message(
+            self._encoded(memory),
+            node,
+            old.metadata.message_type,
+            ttl=old.metadata.ttl,
+            group_id=old.metadata.group_id,
+        )
+        first_id = reply.metadata.reply_to_message_id
+        return self._pushed([_Sent(again, memory.round, memory.references, first_id)]) != [None]
+
+    def _decoded(self, reply: Message, memory: _Sent) -> Message:
+        node = reply.metadata.src_node_id
+        if memory.asked_for is not None:
+            reply.metadata.__dict__["_reply_to_message_id"] = memory.asked_for
+        if reply.has_error():
+            if reply.error.code == UNKNOWN_STATE:
+                for key in memory.references:
+                    self._downlink(key).forget(node)
             return reply
-        self._enter(reply, "up", sent, node=reply.metadata.src_node_id)
+        for key, reference in memory.references.items():
+            self._downlink(key).confirm(node, reference.shared, reference.digest)
 
         def decode_record(key: str, record: object) -> ArrayRecord:
             assert isinstance(record, ConfigRecord)
-            return to_arrays(_accepted(key, record, sent))
+            return to_arrays(_accepted(key, record, memory))
 
         try:
-            if sent.arrays and reply.content.array_records:
+            if memory.references and reply.content.array_records:
                 raise PayloadError(
                     "it came uncompressed: the ClientApp needs compressed_exchange as first mod"
                 )
             reply.content = replace_records(reply.content, is_packed, decode_record)
         except FedKronError as error:
-            reason = f"upload of node {reply.metadata.src_node_id} in round {sent.round} refused: {error}"
+            reason = f"upload of node {node} in round {memory.round} refused: {error}"
             log(WARNING, reason)
             return make_message(reply.metadata, error=Error(REJECTED_UPLOAD, reason))
         return reply
 
     def _enter(self, message: Message, direction: Direction, sent: _Sent, *, node: int) -> None:
-        packed = [record for record in message.content.config_records.values() if is_packed(record)]
-        carries = [layout for _, layout in sent.arrays.values()] if packed else []
+        records = [] if message.has_error() else message.content.config_records.values()
+        packed = [packed_bytes(record) for record in records if is_packed(record)]
+        layouts = [reference.layout for reference in sent.references.values()] if packed else []
+        dense = sum(part.dense for part in packed)
+        # Arrays of an app without adapters are all dense; there they are what matters, not a head.
+        head = dense if any(layout.modules for layout in layouts) else 0
         self.ledger.record(
             Transfer(
                 round=sent.round,
                 node=str(node),
                 phase=message.metadata.message_type,
                 direction=direction,
-                payload_bytes=sum(payload_size(record) for record in packed),
+                factor_bytes=sum(part.factors for part in packed) + dense - head,
+                head_bytes=head,
+                header_bytes=sum(part.headers for part in packed),
                 message_bytes=message_bytes(message),
-                baseline_bytes=sum(4 * layout.lora_size(BASELINE_RANK) for layout in carries),
+                baseline_bytes=sum(4 * layout.lora_size(BASELINE_RANK) for layout in layouts),
             )
         )
 
-    # The rest is the wrapped grid's business.
 
-    def set_run(self, run: Run) -> None:
-        """Set the run this grid operates in."""
-        self._grid.set_run(run)
-
-    @property
-    def run(self) -> Run:
-        """Run information."""
-        return self._grid.run
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """Create a message (deprecated in Flower: use `Message`)."""
-        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-    def get_node_ids(self) -> Iterable[int]:
-        """Ids of the connected nodes."""
-        return self._grid.get_node_ids()
-
-    def get_nodes(self) -> Iterable[NodeInfo]:
-        """The connected nodes."""
-        return self._grid.get_nodes()
+def _asks_for_state(reply: Message, memory: _Sent) -> bool:
+    """Whether to send the whole state: not twice, and not when the shared state has moved on since."""
+    return (
+        reply.has_error()
+        and reply.error.code == UNKNOWN_STATE
+        and memory.asked_for is None
+        and all(r.digest == r.shared.held.digest for r in memory.references.values())
+    )
 
 
 def _accepted(key: str, record: ConfigRecord, sent: _Sent) -> State:
     """The client's arrays: what was sent plus the decoded update; raises when it must be refused."""
-    if key not in sent.arrays:
-        raise PayloadError(f"payload {key!r} answers nothing that was sent ({sorted(sent.arrays)})")
-    state, layout = sent.arrays[key]
-    decoded = decode(payload_of(record), layout)
+    if key not in sent.references:
+        raise PayloadError(f"payload {key!r} answers nothing that was sent ({sorted(sent.references)})")
+    reference = sent.references[key]
+    decoded = decode(payload_of(record), reference.layout)
+    if decoded.kind is not Kind.UPDATE:
+        raise PayloadError(f"payload is a {decoded.kind.name}, an upload is an {Kind.UPDATE.name}")
     if decoded.round != sent.round:
         raise PayloadError(f"payload is of round {decoded.round}, expected round {sent.round}")
     # The reference is the server's full-precision state, not the quantized broadcast: what the
     # broadcast's quantization left out is thus not lost, but sent again with the next one.
     with np.errstate(over="ignore"):
-        trained = {name: state[name] + update for name, update in decoded.update.items()}
+        trained = {name: reference.state[name] + update for name, update in decoded.update.items()}
     if overflown := [name for name, values in trained.items() if not np.isfinite(values).all()]:
         raise PayloadError(f"it takes tensor {overflown[0]!r} beyond the largest float32")
     return trained

@@ -19,6 +19,7 @@ from fedkron.cli import main
 from fedkron.compression import codec, encode
 from fedkron.exchange import AdapterFile, load_adapter, load_head, save_adapter
 from fedkron.ledger import read_ledger
+from fedkron.socketlog import Crossing, SocketLog
 
 Capture = pytest.CaptureFixture[str]
 
@@ -39,7 +40,9 @@ def error_of(capsys: Capture, *arguments: object) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize("command", ["run", "report", "export", "predict", "inspect", "convert", "plan"])
+@pytest.mark.parametrize(
+    "command", ["run", "report", "export", "predict", "inspect", "convert", "meter", "plan"]
+)
 def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -208,6 +211,16 @@ def test_inspect_describes_each_of_our_files(finished: Finished, tmp_path: Path,
     )
     described = output_of(capsys, "inspect", finished.run / "ledger.jsonl")
     assert described["baseline"] == sum(transfer.baseline_bytes for transfer in transfers)
+    sockets = tmp_path / "sockets.jsonl"
+    log = SocketLog(sockets, listen="127.0.0.1:1", to="127.0.0.1:2")
+    log.record(Crossing(1, 0.0, 1.0, up=3, down=5))
+    log.close()
+    assert output_of(capsys, "inspect", sockets) == {
+        "format": "socket log",
+        "up": 3,
+        "down": 5,
+        "connections": 1,
+    }
     assert output_of(capsys, "inspect", finished.bundle)["contract"] == adapter.layout.contract
     assert output_of(capsys, "inspect", finished.run)["status"] == "completed"
     assert main(["inspect", str(head)]) == 0

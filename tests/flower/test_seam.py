@@ -18,13 +18,37 @@ from flwr.serverapp.strategy import (
     Krum,
     Strategy,
 )
-from seam_cases import SHAPES, MuteGrid, State, examples_of, initial, pull, record, state_of, third_party_app
+from seam_cases import (
+    SHAPES,
+    MuteGrid,
+    State,
+    examples_of,
+    initial,
+    pull,
+    random_state,
+    record,
+    state_of,
+    third_party_app,
+)
 
-from fedkron.compression import HEADER_SIZE, codec, decode, encode, payload_size
+from fedkron.compression import HEADER_SIZE, Kind, codec, decode, encode, payload_sizes
+from fedkron.compression.shared_state import DIGEST_SIZE, SharedState
 from fedkron.errors import AdapterError, ConfigError, ContractError, FedKronError, PayloadError, RunError
 from fedkron.flower import REJECTED_UPLOAD, CompressedGrid, compressed_exchange
-from fedkron.flower.wire import LAYOUT, MAX_LAYOUT_BYTES, PAYLOAD, UPLOAD_CODEC, pack_broadcast
-from fedkron.layout import AdapterLayout
+from fedkron.flower.wire import (
+    LAYOUT,
+    MAX_LAYOUT_BYTES,
+    PAYLOAD,
+    ROUND,
+    STATES,
+    UNKNOWN_STATE,
+    UPLOAD_CODEC,
+    Broadcast,
+    deflated,
+    pack_broadcast,
+    unpack_broadcast,
+)
+from fedkron.layout import AdapterLayout, flatten
 from fedkron.ledger import Ledger, read_ledger
 from simulations.in_process import InProcessGrid
 
@@ -57,7 +81,9 @@ def test_third_party_app_with_lossless_codecs_gets_what_plain_fedavg_gives() -> 
         np.testing.assert_allclose(compressed[name], plain[name], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("upload", "broadcast"), [("int4", "int8"), ("int8", "int4"), ("fp16", "fp16")])
+@pytest.mark.parametrize(
+    ("upload", "broadcast"), [("int4", "int8"), ("int8", "int4"), ("fp16", "fp16"), ("ecsq:3", "ecsq:3")]
+)
 def test_quantized_federation_ends_close_to_the_plain_one_and_pays_for_payloads_only(
     upload: str, broadcast: str
 ) -> None:
@@ -68,13 +94,24 @@ def test_quantized_federation_ends_close_to_the_plain_one_and_pays_for_payloads_
     for name in SHAPES:
         assert compressed[name].shape == SHAPES[name]
     assert np.linalg.norm(compressed["weight"] - plain["weight"]) < 0.05 * start
-    sizes = {
-        "up": payload_size(LAYOUT_OF_ARRAYS, codec(upload)),
-        "down": payload_size(LAYOUT_OF_ARRAYS, codec(broadcast)),
-    }
-    carrying = [t for t in grid.ledger.transfers if (t.phase, t.direction) != ("evaluate", "up")]
-    assert len(carrying) == 8 * NODES * 3
-    assert all(transfer.payload_bytes == sizes[transfer.direction] for transfer in carrying)
+    updates, changes, states = (
+        payload_sizes(LAYOUT_OF_ARRAYS, codec(name))
+        for name in (upload, broadcast, codec(broadcast).state_codec)
+    )
+    assert len(grid.ledger.transfers) == 8 * NODES * 4
+    for transfer in grid.ledger.transfers:
+        size = transfer.payload_bytes
+        match transfer.phase, transfer.direction, transfer.round:
+            case "train", "up", _:
+                assert size in updates
+            case "train", "down", 1:
+                assert size - DIGEST_SIZE - len(deflated(LAYOUT_OF_ARRAYS)) in states
+            case "train", "down", _:
+                assert size == DIGEST_SIZE  # the nodes have it since they evaluated it
+            case "evaluate", "down", _:
+                assert size - 2 * DIGEST_SIZE in changes
+            case _:
+                assert size == 0
 
 
 STRATEGIES: dict[str, tuple[Callable[[], Strategy], list[object]]] = {
@@ -265,6 +302,11 @@ def other_round(reply: Message) -> None:
     put(reply, encode(update, LAYOUT_OF_ARRAYS, codec("fp32"), round=7))
 
 
+def change_of_the_shared_state(reply: Message) -> None:
+    update = decode(payload(reply), LAYOUT_OF_ARRAYS).update
+    put(reply, encode(update, LAYOUT_OF_ARRAYS, codec("fp32"), round=1, kind=Kind.CHANGE))
+
+
 def other_key(reply: Message) -> None:
     reply.content["elsewhere"] = reply.content.pop("arrays")
 
@@ -283,6 +325,8 @@ SPOILED: dict[str, tuple[Callable[[Message], None], str]] = {
     "an empty payload": (lambda reply: put(reply, b""), "too few"),
     "a payload of text": (lambda reply: put(reply, "FKRN"), "should be bytes, it is str"),
     "a payload that is a list": (lambda reply: put(reply, [1, 2, 3]), "should be bytes, it is list"),
+    "payloads in a list": (lambda reply: put(reply, [payload(reply)]), "should be bytes, it is list"),
+    "a change of the shared state": (change_of_the_shared_state, "is a CHANGE, an upload is an UPDATE"),
     "another contract": (other_contract, "contract"),
     "another round": (other_round, "payload is of round 7, expected round 1"),
     "another key": (other_key, "'elsewhere' answers nothing that was sent"),
@@ -408,7 +452,23 @@ def deep_json() -> bytes:
 
 
 def packed() -> dict[str, object]:
-    return dict(pack_broadcast(initial(), LAYOUT_OF_ARRAYS, 1, ("int8", "int4")))
+    """A whole state, as a node gets it with its first message."""
+    shared = SharedState(LAYOUT_OF_ARRAYS, codec("int8"))
+    shared.publish(flatten(initial(), LAYOUT_OF_ARRAYS), round=1)
+    return dict(pack_broadcast(Broadcast(shared.way_from(None), LAYOUT_OF_ARRAYS, 1, codec("int4"))))
+
+
+def test_broadcast_arrives_as_it_was_packed() -> None:
+    shared = SharedState(LAYOUT_OF_ARRAYS, codec("int4"))
+    shared.publish(flatten(initial(), LAYOUT_OF_ARRAYS), round=0)
+    first = shared.held.digest
+    shared.publish(flatten(random_state(1), LAYOUT_OF_ARRAYS), round=1)
+    ways = [shared.way_from(digest) for digest in (None, first, shared.held.digest)]
+    assert [len(way.payloads) for way in ways] == [2, 1, 0]
+    for way in ways:
+        for layout in (LAYOUT_OF_ARRAYS, None):
+            broadcast = Broadcast(way, layout, 7, codec("ecsq:1.5"))
+            assert unpack_broadcast(pack_broadcast(broadcast)) == broadcast
 
 
 DAMAGED: dict[str, tuple[dict[str, object], type[FedKronError]]] = {
@@ -428,38 +488,68 @@ DAMAGED: dict[str, tuple[dict[str, object], type[FedKronError]]] = {
         ContractError,
     ),
     "a payload that is a number": ({PAYLOAD: 7}, PayloadError),
-    "a payload that is cut off": ({PAYLOAD: packed()[PAYLOAD][:-1]}, PayloadError),
+    "a payload that is not in a list": ({PAYLOAD: packed()[PAYLOAD][0]}, PayloadError),
+    "payloads that are numbers": ({PAYLOAD: [7]}, PayloadError),
+    "a payload that is cut off": ({PAYLOAD: [packed()[PAYLOAD][0][:-1]]}, PayloadError),
+    "an update in place of the state": (
+        {PAYLOAD: [encode(initial(), LAYOUT_OF_ARRAYS, codec("int8"), round=1)]},
+        PayloadError,
+    ),
+    "neither payloads nor states": ({PAYLOAD: [], STATES: b""}, PayloadError),
+    "fewer states than payloads": ({PAYLOAD: packed()[PAYLOAD] * 2}, PayloadError),
+    "more states than payloads": ({STATES: packed()[STATES] * 3}, PayloadError),
+    "a state that is cut off": ({STATES: packed()[STATES][:-1]}, PayloadError),
+    "a state that is text": ({STATES: "state"}, PayloadError),
+    "a round that is text": ({ROUND: "1"}, PayloadError),
     "an upload codec that is a number": ({UPLOAD_CODEC: 4}, PayloadError),
     "an upload codec that is not known": ({UPLOAD_CODEC: "int5"}, ConfigError),
 }
 
 
-def deliver(damage: dict[str, object]) -> None:
-    """Hand a damaged broadcast to the client's mod; the app behind it must not be reached."""
+def deliver(content: dict[str, object]) -> tuple[Message, RecordDict]:
+    """Hand a broadcast to the client's mod; its answer, and what it keeps. The app must not be reached."""
 
     def app(message: Message, context: Context) -> Message:  # noqa: ARG001
         raise AssertionError("the app was called")
 
     InProcessGrid(third_party_app([]), 1, {})  # messages can be made only within a run
-    content = RecordDict({"arrays": ConfigRecord({**packed(), **damage})})
-    compressed_exchange(Message(content, 1000, "train"), Context(1, 1000, {}, RecordDict(), {}), app)
+    message = Message(RecordDict({"arrays": ConfigRecord(content)}), 1000, "train")
+    context = Context(1, 1000, {}, RecordDict(), {})
+    return compressed_exchange(message, context, app), context.state
 
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_client_refuses_a_broadcast_with(name: str) -> None:
     damage, error = DAMAGED[name]
     with pytest.raises(error):
-        deliver(damage)
+        deliver(packed() | damage)
 
 
-@pytest.mark.parametrize("missing", [LAYOUT, UPLOAD_CODEC])
+@pytest.mark.parametrize("missing", [STATES, ROUND, UPLOAD_CODEC])
 def test_client_refuses_a_broadcast_that_lacks_a_field(missing: str) -> None:
     content = packed()
     del content[missing]
-    InProcessGrid(third_party_app([]), 1, {})
-    message = Message(RecordDict({"arrays": ConfigRecord(content)}), 1000, "train")
     with pytest.raises(PayloadError, match=missing):
-        compressed_exchange(message, Context(1, 1000, {}, RecordDict(), {}), lambda m, _: m)
+        deliver(content)
+
+
+NOT_FOR_A_NEW_NODE: dict[str, tuple[dict[str, object], str]] = {
+    "the layout is left out": ({LAYOUT: None}, "has no layout yet"),
+    "nothing has changed": ({PAYLOAD: []}, "this node has none"),
+    "it is a change": ({STATES: bytes(16) + packed()[STATES]}, f"is one of state {bytes(16).hex()}"),
+    "the payload leads elsewhere": ({STATES: bytes(16)}, f"it should be {bytes(16).hex()}"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_FOR_A_NEW_NODE)
+def test_new_node_asks_for_the_whole_state_and_keeps_nothing_when(name: str) -> None:
+    changes, said = NOT_FOR_A_NEW_NODE[name]
+    content = {key: value for key, value in (packed() | changes).items() if value is not None}
+    reply, kept = deliver(content)
+    assert reply.error.code == UNKNOWN_STATE
+    assert said in reply.error.reason
+    assert "send" in reply.error.reason
+    assert not kept
 
 
 def test_client_does_not_inflate_a_zip_bomb() -> None:
@@ -467,7 +557,7 @@ def test_client_does_not_inflate_a_zip_bomb() -> None:
     tracemalloc.start()
     try:
         with pytest.raises(PayloadError, match="larger than"):
-            deliver({LAYOUT: bomb})
+            deliver(packed() | {LAYOUT: bomb})
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -11,11 +11,12 @@ from federation_cases import Federation, federate, grid_of, run_config_for, save
 
 from fedkron.adapters import ADAPTER_KINDS, AdapterSpec, adapter_layout, attach
 from fedkron.base import load_base
-from fedkron.compression import codec, inspect_header, payload_size
+from fedkron.compression import codec, decode, inspect_header, payload_sizes
+from fedkron.compression.shared_state import DIGEST_SIZE
 from fedkron.errors import AdapterError, ConfigError, FedKronError, RunError
 from fedkron.exchange import load_adapter, load_head
-from fedkron.flower.wire import LAYOUT, PAYLOAD, unpack_broadcast
-from fedkron.layout import AdapterLayout
+from fedkron.flower.wire import LAYOUT, PAYLOAD, deflated, unpack_broadcast
+from fedkron.layout import AdapterLayout, flatten
 from fedkron.rundir import ADAPTER, HEAD, LEDGER, NODES, OUTCOME, ROUNDS, SETTINGS
 from fedkron.runlog import read_run
 from fedkron.settings import Settings, run_config
@@ -92,25 +93,54 @@ def test_ledger_knows_every_message_of_every_node(two_tasks: Federation) -> None
     assert len(transfers) == 2 * 4 * 4  # rounds, nodes, train and evaluate there and back
     layout = load_adapter(two_tasks.folder / ADAPTER).layout
     defaults = Settings().codec
+    updates, changes, states = (
+        payload_sizes(layout, codec(name))
+        for name in (defaults.upload, defaults.broadcast, codec(defaults.broadcast).state_codec)
+    )
     for transfer in transfers:
-        name = defaults.broadcast if transfer.direction == "down" else defaults.upload
+        size = transfer.payload_bytes
+        match transfer.phase, transfer.direction, transfer.round:
+            case "train", "up", _:
+                assert size in updates
+            case "train", "down", 1:
+                assert size - DIGEST_SIZE - len(deflated(layout)) in states
+            case "train", "down", _:
+                assert size == DIGEST_SIZE  # the nodes have it since they evaluated it
+            case "evaluate", "down", _:
+                assert size - 2 * DIGEST_SIZE in changes
+            case _:
+                assert size == 0
         carries = (transfer.phase, transfer.direction) != ("evaluate", "up")
-        assert transfer.payload_bytes == (payload_size(layout, codec(name)) if carries else 0)
         assert transfer.baseline_bytes == (4 * layout.lora_size(8) if carries else 0)
+        assert transfer.head_bytes == 0
+
+
+def test_adapter_file_is_bit_for_bit_what_every_node_has(two_tasks: Federation) -> None:
+    adapter = load_adapter(two_tasks.folder / ADAPTER)
+    for context in two_tasks.grid.contexts.values():
+        held = np.frombuffer(context.state["fedkron.shared.arrays"]["vector"], np.float32)
+        assert held.tobytes() == flatten(adapter.state, adapter.layout).tobytes()
 
 
 def test_heads_that_are_local_are_in_no_message(two_tasks: Federation) -> None:
-    size = load_adapter(two_tasks.folder / ADAPTER).layout.size
+    layout = load_adapter(two_tasks.folder / ADAPTER).layout
     trained = [reply for reply in two_tasks.grid.up if reply.metadata.message_type == "train"]
     assert len(trained) == 8
     for reply in trained:
         assert set(reply.content) == {"arrays", "metrics", "origin"}
         assert set(reply.content["arrays"]) == {PAYLOAD}
-        assert inspect_header(reply.content["arrays"][PAYLOAD]).elements == size
-    for message in two_tasks.grid.down:
-        names = {tensor.name for tensor in unpack_broadcast(message.content["arrays"]).layout.tensors}
-        assert not any("head" in name for name in names)
-        assert len(message.content["arrays"][LAYOUT]) < 1000
+        # It decodes with the saved layout, which has no head in it.
+        assert decode(reply.content["arrays"][PAYLOAD], layout).update.keys() == layout.factor_names
+    assert not any("head" in name for name in layout.factor_names)
+    broadcasts = [message.content["arrays"] for message in two_tasks.grid.down]
+    with_layout = [record for record in broadcasts if LAYOUT in record]
+    assert len(with_layout) == 4  # to every node once
+    for record in with_layout:
+        assert unpack_broadcast(record).layout == layout
+        assert len(record[LAYOUT]) < 1000
+    for blob in (blob for record in broadcasts for blob in record[PAYLOAD]):
+        header = inspect_header(blob)
+        assert (header.contract, header.dense_bytes) == (layout.contract, 0)
 
 
 def test_learning_on_the_federation_beats_the_majority(tmp_path: Path, tiny_bert: Path, tasks: Path) -> None:

@@ -1,0 +1,49 @@
+"""What the bodies of several codecs have in common: their sizes, and scales relative to one unit."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from fedkron.errors import PayloadError
+from fedkron.layout import Vector
+
+SMALLEST_NORMAL = float(np.finfo(np.float32).smallest_normal)
+REMEDY = "ask the sender to encode again"
+
+Ratios = npt.NDArray[np.float16]
+
+_ONE = 0x3C00  # float16 bits of 1.0; every larger pattern is above one, negative, infinite or NaN
+
+
+def exactly(size: int) -> range:
+    """The possible sizes of a body that has only one."""
+    return range(size, size + 1)
+
+
+def absolute_scales(unit: float, ratios: Ratios) -> Vector:
+    """float32 scales, as encoder and decoder both have to compute them."""
+    return ratios.astype(np.float32) * np.float32(unit)
+
+
+def checked_scales(unit: float, ratios: Ratios, largest_unit: float) -> Vector:
+    """The scales of a body, as `absolute_scales`.
+
+    Raises `PayloadError` for what no encoder writes: a unit outside of 0..`largest_unit` (NaN is), a ratio
+    outside of 0..1, a unit that is not the largest scale (the same scales could be written in many ways),
+    or a subnormal scale.
+    """
+    if not 0 <= unit <= largest_unit or math.copysign(1, unit) < 0:
+        raise PayloadError(f"payload's unit {unit} is not in 0..{largest_unit}; {REMEDY}")
+    if (beyond := ratios.view("<u2") > _ONE).any():
+        index = int(np.argmax(beyond))
+        raise PayloadError(f"relative scale {ratios[index]} of block {index} is not in 0..1; {REMEDY}")
+    if (largest := float(ratios.max(initial=0))) != (unit > 0):
+        raise PayloadError(f"largest relative scale is {largest} where the unit is {unit}; {REMEDY}")
+    scales = absolute_scales(unit, ratios)
+    if (tiny := (scales < SMALLEST_NORMAL) & (ratios > 0)).any():
+        index = int(np.argmax(tiny))
+        raise PayloadError(f"scale {scales[index]} of block {index} is subnormal; {REMEDY}")
+    return scales

@@ -1,0 +1,51 @@
+"""Which texts a federation sees: to tune, no test text may have a say."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from clients.tasks import Example, load_task
+from simulations.compression_study.jobs import TEST, VALIDATION, Job
+
+
+def sources(job: Job, folder: Path) -> list[str]:
+    """Where the job's tasks are read from; what has to be written for that goes below `folder`."""
+    return SPLITS[job.split](job, folder)
+
+
+def _as_they_are(job: Job, folder: Path) -> list[str]:  # noqa: ARG001
+    return list(job.workload.tasks)
+
+
+def _held_out(job: Job, folder: Path) -> list[str]:
+    return [
+        str(hold_out(source, job.seed, folder / str(number)))
+        for number, source in enumerate(job.workload.tasks)
+    ]
+
+
+def hold_out(source: str, seed: int, folder: Path) -> Path:
+    """Write a task whose test split is a random third of the training texts, and whose training split is
+    the rest; returns its folder, which has the task's name."""
+    task = load_task(source)
+    texts = random.Random(seed).sample(task.train, len(task.train))
+    third = len(texts) // 3
+    place = folder / task.name
+    place.mkdir(parents=True)
+    _write_rows(place / "train.jsonl", texts[third:])
+    _write_rows(place / "test.jsonl", texts[:third])
+    if task.labels:
+        (place / "labels.json").write_text(json.dumps(task.labels), encoding="utf-8")
+    return place
+
+
+def _write_rows(file: Path, examples: Sequence[Example]) -> None:
+    rows = "".join(json.dumps(asdict(example)) + "\n" for example in examples)
+    file.write_text(rows, encoding="utf-8")
+
+
+SPLITS: Mapping[str, Callable[[Job, Path], list[str]]] = {TEST: _as_they_are, VALIDATION: _held_out}

@@ -1,0 +1,72 @@
+"""Accuracy against bytes, one point per scheme."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+
+from simulations.compression_study.schemes import FORGETFUL, PLAIN, SEAM
+from simulations.compression_study.summary import Line
+
+mpl.use("Agg")  # before pyplot: no screen is needed
+
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+LOOKS = {
+    PLAIN: {"label": "plain Flower", "color": "tab:red", "marker": "s"},
+    SEAM: {"label": "Kron-LoRA, with error feedback", "color": "tab:blue", "marker": "o"},
+    FORGETFUL: {
+        "label": "Kron-LoRA, what a codec leaves out is lost",
+        "color": "tab:gray",
+        "marker": "o",
+        "markerfacecolor": "white",
+    },
+}
+
+
+def plot(lines: Sequence[Line], file: Path) -> None:
+    """Draw accuracy (last two rounds, bars: standard deviation over seeds) over kB both ways."""
+    # Without a fixed salt and with the date, no two SVG files are alike.
+    with mpl.rc_context({"svg.hashsalt": "fedkron", "font.size": 9}):
+        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+        for exchange, look in LOOKS.items():
+            group = [line for line in lines if line.scheme.exchange == exchange]
+            if not group:
+                continue
+            axes.errorbar(
+                [line.traffic.both / 1000 for line in group],
+                [100 * line.smooth.mean for line in group],
+                yerr=[100 * (line.smooth.deviation or 0) for line in group],
+                linestyle="none",
+                capsize=2,
+                elinewidth=0.6,
+                **look,
+            )
+            for line in group:
+                _label(axes, line, above=exchange != FORGETFUL)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("kB per client and round, up and down (serialized Flower messages)")
+        axes.set_ylabel("accuracy in %, mean over tasks")
+        axes.grid(visible=True, alpha=0.2)
+        axes.margins(x=0.08, y=0.12)
+        axes.legend(loc="lower right")
+        metadata = {"Date": None} if file.suffix == ".svg" else {}
+        figure.savefig(file, dpi=160, metadata=metadata)
+        plt.close(figure)
+
+
+def _label(axes: plt.Axes, line: Line, *, above: bool) -> None:
+    axes.annotate(
+        line.scheme.name.removesuffix("-no-feedback"),
+        (line.traffic.both / 1000, 100 * line.smooth.mean),
+        xytext=(4, 5 if above else -12),
+        textcoords="offset points",
+        color=LOOKS[line.scheme.exchange]["color"],
+        fontsize=8,
+    )

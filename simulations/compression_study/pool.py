@@ -1,0 +1,54 @@
+"""Jobs in parallel processes with one torch thread each; each finished one is in the journal at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+
+from simulations.compression_study.jobs import Job, Outcome
+from simulations.compression_study.journal import Journal
+
+Report = Callable[[Job, Outcome], None]
+
+
+@contextmanager
+def processes(workers: int) -> Iterator[Executor]:
+    """Up to so many processes for `run_jobs`; on an error, jobs that have not begun are cancelled."""
+    # Inherited by the processes, and read when they load torch: waiting threads must not spin.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Not forked: a copy of a process that has loaded torch may hang.
+    executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare)
+    try:
+        yield executor
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def run_jobs(jobs: Collection[Job], journal: Journal, executor: Executor, report: Report) -> None:
+    """Run jobs and enter each in the journal when it has finished, then call `report`.
+
+    Raises what the first failed job raised; what has finished by then is in the journal.
+    """
+    running = {executor.submit(_run, job): job for job in jobs}
+    for future in as_completed(running):
+        journal.add(running[future], future.result())
+        report(running[future], future.result())
+
+
+def _prepare() -> None:
+    import torch
+    from flwr.common.logger import FLOWER_LOGGER
+
+    torch.set_num_threads(1)
+    FLOWER_LOGGER.setLevel(logging.WARNING)
+
+
+def _run(job: Job) -> Outcome:
+    # torch and Flower take seconds to import: only where they are used.
+    from simulations.compression_study.federation import federate
+
+    return federate(job)
