@@ -114,7 +114,8 @@ class BlockwiseCodec:
             raise PayloadError(f"payload has codes that are not 0 in a block whose scale is 0; {REMEDY}")
         vector = np.empty(size, np.float32)
         for some, part in blocks.spans:
-            np.multiply(codes[part], np.repeat(scales[some], blocks.lengths[some]), out=vector[part])
+            vector[part] = codes[part]
+            vector[part] *= np.repeat(scales[some], blocks.lengths[some])
         return vector
 
     @property

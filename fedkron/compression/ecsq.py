@@ -30,9 +30,9 @@ from fedkron.compression.entropy import Symbols, ans_decode, ans_encode, quantiz
 from fedkron.compression.rate import (
     MAX_LEVELS,
     Quantizer,
+    plan_for_bits,
     quantizer_for_bits,
     quantizer_for_error,
-    share_for_bits,
 )
 from fedkron.errors import ConfigError, PayloadError
 from fedkron.layout import TensorLayout, Vector, elements
@@ -69,9 +69,11 @@ class EcsqCodec:
         if self.bits is None:
             quantizer = quantizer_for_error(vector, self.error or 0.0)
             return _encoded(vector, 0, quantizer)
-        share = share_for_bits(vector, self.bits)
+        share, quantizer = plan_for_bits(vector, self.bits)
         start, count = _fullest_window(vector, max(round(share * vector.size), 1))
-        part = vector if count == vector.size else np.take(vector, range(start, start + count), mode="wrap")
+        if count == vector.size:
+            return _encoded(vector, start, quantizer)
+        part = np.take(vector, range(start, start + count), mode="wrap")
         return _encoded(part, start, quantizer_for_bits(part, self.bits / share))
 
     def dequantize(self, body: memoryview, tensors: tuple[TensorLayout, ...]) -> Vector:
@@ -126,11 +128,15 @@ def _encoded(window: Vector, first: int, quantizer: Quantizer) -> bytes:
     for start in range(0, window.size, _AT_A_TIME):
         part = window[start : start + _AT_A_TIME]
         magnitudes = np.abs(part)
-        codes = np.minimum(magnitudes * inverse + offset, levels).astype(np.int32)
+        codes = np.minimum(magnitudes * inverse + offset, levels).astype(np.intp)
         counts += np.bincount(codes, minlength=levels + 1)
         sums += np.bincount(codes, magnitudes, levels + 1)
-        np.negative(codes, out=codes, where=part < 0)
-        np.add(codes, levels, out=symbols[start : start + _AT_A_TIME])
+        # Two's complement: all ones where the sign bit is set, and (c ^ -1) + 1 = -c.
+        negative = part.view(np.int32) >> 31
+        signed = symbols[start : start + _AT_A_TIME]
+        np.bitwise_xor(codes, negative, out=signed, casting="unsafe")
+        signed -= negative
+        signed += levels
     levels_used = int(np.flatnonzero(counts)[-1])
     if levels_used == 0:
         return _ALL_ZERO
@@ -155,12 +161,19 @@ def _decoded(body: memoryview, count: int) -> Vector:
     magnitudes = np.frombuffer(body[4 + 2 * levels : words_start], "<f4").astype(np.float32)
     _check_table(weights, magnitudes)
     symbols = ans_decode(np.frombuffer(body[words_start:], "<u4"), weights, count)
-    counts = np.bincount(symbols, minlength=2 * levels + 1)
+    values = np.concatenate((-magnitudes[::-1], np.zeros(1, np.float32), magnitudes))
+    vector = np.empty(count, np.float32)
+    counts = np.zeros(values.size, np.int64)
+    for start in range(0, count, _AT_A_TIME):
+        codes = symbols[start : start + _AT_A_TIME].astype(np.intp)
+        counts += np.bincount(codes, minlength=values.size)
+        # None is out of range: clipping is merely the fastest of numpy's modes.
+        np.take(values, codes, out=vector[start : start + _AT_A_TIME], mode="clip")
     both_signs = counts[levels:] + counts[levels::-1]
     both_signs[0] = counts[levels]
     if not np.array_equal(quantized_weights(both_signs), weights):
         raise PayloadError(f"payload's weights are not those of its codes; {REMEDY}")
-    return np.concatenate((-magnitudes[::-1], np.zeros(1, np.float32), magnitudes))[symbols]
+    return vector
 
 
 def _fullest_window(vector: Vector, count: int) -> tuple[int, int]:

@@ -148,11 +148,14 @@ def decode_vector(blob: bytes, layout: AdapterLayout) -> tuple[Header, Vector]:
             )
     view = memoryview(blob)
     split = HEADER_SIZE + header.factor_bytes
-    vector = np.empty(layout.size, np.float32)
     bodies = (view[HEADER_SIZE:split], view[split:])
-    for part, tensors, body in zip(_parts(vector, layout.sections), layout.sections, bodies, strict=True):
-        if tensors:
-            part[...] = codec.dequantize(body, tensors)
+    parts = [
+        codec.dequantize(body, tensors)
+        for body, tensors in zip(bodies, layout.sections, strict=True)
+        if tensors
+    ]
+    # Most adapters have factors only: no copy.
+    vector = parts[0] if len(parts) == 1 else np.concatenate((np.empty(0, np.float32), *parts))
     return header, vector
 
 

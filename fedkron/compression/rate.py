@@ -57,8 +57,8 @@ def quantizer_for_error(vector: Vector, error: float) -> Quantizer:
     return _best_for_error(_Sample.of(vector), error)
 
 
-def share_for_bits(vector: Vector, bits: float) -> float:
-    """Share of the elements to spend `bits` bits per element of the whole vector on, in (0, 1].
+def plan_for_bits(vector: Vector, bits: float) -> tuple[float, Quantizer]:
+    """Share of the elements to spend `bits` bits per element of the vector on, and a quantizer for them.
 
     Updates of few local steps are nearly plus or minus one size: a scalar quantizer can tell those apart with
     one bit each, and does badly with less. Then it is better to send a part of the elements well: the
@@ -66,8 +66,9 @@ def share_for_bits(vector: Vector, bits: float) -> float:
     """
     sample = _Sample.of(vector)
     rates = [bits, *(rate for rate in _STEEP_RATES if rate > bits)]
-    gains = {rate: (1 - sample.cost(_best_for_bits(sample, rate)).error) / rate for rate in rates}
-    return bits / max(rates, key=lambda rate: gains[rate])
+    best = {rate: _best_for_bits(sample, rate) for rate in rates}
+    steepest = max(rates, key=lambda rate: (1 - sample.cost(best[rate]).error) / rate)
+    return bits / steepest, best[steepest]
 
 
 def _best_for_bits(sample: _Sample, bits: float) -> Quantizer:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.random import Generator
@@ -20,6 +21,7 @@ from fedkron.compression.body import REMEDY, SMALLEST_NORMAL, absolute_scales, c
 from fedkron.errors import PayloadError
 from fedkron.layout import TensorLayout, Vector, elements
 
+_AT_A_TIME = 1 << 16  # elements: what is being worked on stays in the cache
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -42,8 +44,7 @@ class SignCodec:
         starts = np.cumsum(sizes) - sizes
         if vector.size:
             filled = sizes > 0  # reduceat gives the next tensor's first element for an empty one
-            sums = np.add.reduceat(np.abs(vector).astype(np.float64), starts[filled])
-            means[filled] = sums / sizes[filled]
+            means[filled] = _sums(vector, starts[filled]) / sizes[filled]
         unit = np.float32(means.max(initial=0.0))
         if unit < SMALLEST_NORMAL:
             unit, ratios = np.float32(0), np.zeros(len(tensors), "<f2")
@@ -71,8 +72,24 @@ class SignCodec:
         if signs[:size][vector == 0].any():
             raise PayloadError(f"payload has a negative sign in a tensor whose scale is 0; {REMEDY}")
         # The sign is the top bit of a float32: set it where it belongs.
-        vector.view(np.uint32)[...] |= signs[:size].astype(np.uint32) << 31
+        bits = vector.view(np.uint32)
+        for start in range(0, size, _AT_A_TIME):
+            part = slice(start, min(start + _AT_A_TIME, size))
+            tops = signs[part].astype(np.uint32)
+            tops <<= 31
+            bits[part] |= tops
         return vector
+
+
+def _sums(vector: Vector, starts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray:
+    """Sum of the magnitudes from each start to the next."""
+    sums = np.empty(starts.size, np.float64)
+    edges = np.append(starts, vector.size)
+    marks = np.unique(np.append(np.searchsorted(edges, np.arange(0, vector.size, _AT_A_TIME)), starts.size))
+    for first, last in pairwise(marks):
+        magnitudes = np.abs(vector[edges[first] : edges[last]]).astype(np.float64)
+        np.add.reduceat(magnitudes, edges[first:last] - edges[first], out=sums[first:last])
+    return sums
 
 
 def _sizes(tensors: tuple[TensorLayout, ...]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
