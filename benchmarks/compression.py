@@ -27,7 +27,7 @@ from rich.progress import Progress
 from transformers import AutoConfig, AutoModel
 
 from benchmarks.compression_contest.contestants import contestants, torchao_is_installed
-from benchmarks.compression_contest.report import goals, rows, show
+from benchmarks.compression_contest.report import rows, show
 from benchmarks.compression_contest.timing import timed
 from fedkron.adapters import AdapterSpec, adapter_layout, attach
 from fedkron.layout import AdapterLayout
@@ -60,7 +60,6 @@ def main() -> None:
         "machine": _machine(),
         "parameters": layout.size,
         "rows": [asdict(row) for row in found],
-        "goals": [asdict(goal) for goal in goals(found)],
     }
     if options.json == "-":
         print(json.dumps(report, indent=1))

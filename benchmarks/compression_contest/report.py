@@ -1,4 +1,4 @@
-"""The table, and what the figures say about the goals."""
+"""The figures of each contestant, and the table."""
 
 from __future__ import annotations
 
@@ -13,11 +13,6 @@ from benchmarks.adapter_contest.timing import Spread
 from benchmarks.compression_contest.contestants import COPY
 from benchmarks.compression_contest.timing import Timing
 
-MOST_COPIES = 5
-"""Times that `int4` may take of a memory copy, to encode and to decode."""
-LEAST_ECSQ = {"encode": 150, "decode": 200}
-"""MB/s of `ecsq`."""
-
 
 @dataclass(frozen=True)
 class Row:
@@ -31,15 +26,6 @@ class Row:
     encode_copies: Spread
     decode: Spread
     decode_copies: Spread
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What was aimed at, what was found (median), and whether that is enough."""
-
-    text: str
-    found: float
-    reached: bool
 
 
 def rows(timings: Sequence[Timing], parameters: int) -> list[Row]:
@@ -69,26 +55,8 @@ def rows(timings: Sequence[Timing], parameters: int) -> list[Row]:
     ]
 
 
-def goals(found: Sequence[Row]) -> list[Goal]:
-    """All goals, reached or not."""
-    by_name = {row.name: row for row in found}
-    int4, ecsq = by_name["fedkron int4"], by_name["fedkron ecsq"]
-    copies = {"encode": int4.encode_copies.median, "decode": int4.decode_copies.median}
-    speeds = {"encode": ecsq.encode.median, "decode": ecsq.decode.median}
-    return [
-        *(
-            Goal(f"int4, {way}: at most {MOST_COPIES} × a memory copy", value, value <= MOST_COPIES)
-            for way, value in copies.items()
-        ),
-        *(
-            Goal(f"ecsq, {way}: at least {LEAST_ECSQ[way]} MB/s", value, value >= LEAST_ECSQ[way])
-            for way, value in speeds.items()
-        ),
-    ]
-
-
 def show(found: Sequence[Row], parameters: int, missing: Sequence[str], console: Console) -> None:
-    """Print the table and the goals."""
+    """Print the table."""
     table = Table(
         title=f"{parameters:,} parameters: MB/s of float32 input, median. × is the time over that of a "
         "memory copy, median ± half of the interquartile range",
@@ -112,10 +80,6 @@ def show(found: Sequence[Row], parameters: int, missing: Sequence[str], console:
     for name in missing:
         table.add_row(name, *("–",) * (len(headings) - 1))
     console.print(table)
-    for goal in goals(found):
-        console.print(
-            f"  {'reached' if goal.reached else 'missed':<8} {goal.text}: {goal.found:.1f}", highlight=False
-        )
 
 
 def _short(spread: Spread) -> str:
