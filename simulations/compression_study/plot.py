@@ -15,6 +15,9 @@ mpl.use("Agg")  # before pyplot: no screen is needed
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+TOO_NEAR = 1.4
+"""Labels of schemes whose bytes differ by a smaller factor would run into each other."""
+
 LOOKS = {
     PLAIN: {"label": "plain Flower", "color": "tab:red", "marker": "s"},
     SEAM: {"label": "Kron-LoRA, with error feedback", "color": "tab:blue", "marker": "o"},
@@ -45,8 +48,9 @@ def plot(lines: Sequence[Line], file: Path) -> None:
                 elinewidth=0.6,
                 **look,
             )
-            for line in group:
-                _label(axes, line, above=exchange != FORGETFUL)
+            direction = -1 if exchange == FORGETFUL else 1
+            for line, level in _levels(group):
+                _label(axes, line, direction * (8 + 11 * level))
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
@@ -61,12 +65,23 @@ def plot(lines: Sequence[Line], file: Path) -> None:
         plt.close(figure)
 
 
-def _label(axes: plt.Axes, line: Line, *, above: bool) -> None:
+def _levels(group: Sequence[Line]) -> list[tuple[Line, int]]:
+    """Lines by bytes, each with how many labels of near neighbours its own has to clear."""
+    levels: list[tuple[Line, int]] = []
+    for line in sorted(group, key=lambda line: line.traffic.both):
+        before, level = levels[-1] if levels else (line, -1)
+        near = line.traffic.both < TOO_NEAR * before.traffic.both
+        levels.append((line, level + 1 if near else 0))
+    return levels
+
+
+def _label(axes: plt.Axes, line: Line, offset: int) -> None:
     axes.annotate(
         line.scheme.name.removesuffix("-no-feedback"),
         (line.traffic.both / 1000, 100 * line.smooth.mean),
-        xytext=(4, 5 if above else -12),
+        xytext=(4, offset),
         textcoords="offset points",
+        verticalalignment="center",
         color=LOOKS[line.scheme.exchange]["color"],
         fontsize=8,
     )
