@@ -7,7 +7,7 @@ from random import Random
 import pytest
 
 from benchmarks.fuzz_payload import mutants
-from benchmarks.fuzzing.judging import ACCEPTED, DecoderFaultError, judge, traced_memory
+from benchmarks.fuzzing.judging import ACCEPTED, DecoderFaultError, judge, memory_limit, traced_memory
 from benchmarks.fuzzing.mutations import MUTATIONS, Mutant, Sealing, mutant_of, sealed
 from benchmarks.fuzzing.rewriting import rewritten
 from benchmarks.fuzzing.victims import LARGE, SMALL, Victim, victims
@@ -62,4 +62,5 @@ def test_attacks_on_lengths_and_counts_allocate_no_more_than_the_layout_needs(na
         data = bytearray(victim.payload)
         MUTATIONS[name](data, chance, chance.choice(VICTIMS))
         sealing = chance.choice((Sealing.RESEALED, Sealing.REFITTED))
-        judge(Mutant(name, sealing, sealed(bytes(data), sealing)), victim)
+        verdict = judge(Mutant(name, sealing, sealed(bytes(data), sealing)), victim)
+        assert verdict.allocated <= memory_limit(victim)
