@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -186,6 +186,31 @@ class AdapterLayout:
         """
         head = (TensorLayout(HEAD_WEIGHT, (outputs, hidden_size)), TensorLayout(HEAD_BIAS, (outputs,)))
         return AdapterLayout(self.base, self.modules, self.dense + head)
+
+    def of_state(self, state: Mapping[str, npt.NDArray[np.floating]]) -> AdapterLayout:
+        """Layout of some of these tensors, or of factors with other sizes, for the same layers and scales.
+
+        An adapter that has all tensors, in these shapes, has this layout. Raises `AdapterError` for a tensor
+        that this layout does not have, or has with another number of dimensions.
+        """
+        known = {tensor.name: tensor for tensor in self.tensors}
+        for name, values in state.items():
+            if name not in known:
+                raise AdapterError(f"tensor {name!r} is not part of the adapter's layout")
+            if values.ndim != len(known[name].shape):
+                raise AdapterError(
+                    f"tensor {name!r} has shape {list(values.shape)}, the layout says {list(known[name].shape)}"
+                )
+
+        def present(tensors: tuple[TensorLayout, ...], prefix: str = "") -> tuple[TensorLayout, ...]:
+            return tuple(
+                TensorLayout(tensor.name, tuple(state[prefix + tensor.name].shape))
+                for tensor in tensors
+                if prefix + tensor.name in state
+            )
+
+        modules = (replace(m, factors=present(m.factors, f"{m.path}.")) for m in self.modules)
+        return AdapterLayout(self.base, tuple(m for m in modules if m.factors), present(self.dense))
 
     @property
     def has_head(self) -> bool:
