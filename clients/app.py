@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -25,36 +26,53 @@ from clients import training
 from clients.batches import tokenize
 from clients.node import Node, this_node
 from clients.worker import Worker, load_worker
-from fedkron.adapters import adapter_layout, adapter_state, load_adapter_state
+from fedkron.adapters import adapter_layout, adapter_state, folded, load_adapter_state, only_trained
 from fedkron.base import TaskModel
 from fedkron.errors import ConfigError, ContractError
 from fedkron.exchange import HeadFile, save_head
 from fedkron.flower import ORIGIN, compressed_exchange, explained_errors
+from fedkron.flower.global_adapter import ARRAYS, TERMS
+from fedkron.flower.introductions import introduction_of
+from fedkron.flower.strategy import TRAINS
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import HEAD_BIAS, HEAD_WEIGHT, AdapterLayout, State
 from fedkron.rundir import HEAD
 from fedkron.settings import Settings
 
-ARRAYS, CONFIG, METRICS = "arrays", "config", "metrics"
+CONFIG, METRICS = "config", "metrics"
 LOCAL_HEAD, HEAD_ONLY = "fedkron.head", "fedkron.head-only"
 
 app = ClientApp(mods=[explained_errors, compressed_exchange])
 
 
+@app.query()
+def introduce(message: Message, context: Context) -> Message:
+    """Say which task this node has, and which size its adapter is to have."""
+    _, node = _node(context)
+    return Message(introduction_of(node.task.name, node.partition, node.size), reply_to=message)
+
+
 @app.train()
 def train(message: Message, context: Context) -> Message:
-    """Fine-tune the received adapter and this node's head; answer with the adapter."""
+    """Fine-tune the received adapter, or the part whose turn it is, and this node's head; answer with
+    that.
+    """
     settings, node, worker = _setup(context)
     layout, model = _model(message, context, settings, node, worker)
     examples = tokenize(node.task.train, worker.tokenizer, settings.train.max_length)
     # A seed of its own for every node and round, the same in every run.
     seed = _seed(settings.seed, node.partition, _round(message))
-    loss = training.train(model, examples, settings.train, worker.pad_id, seed)
+    trained = _trained_names(message)
+    mu = float(_config(message).get("proximal-mu", 0.0))  # type: ignore[arg-type]
+    names = {name for part in trained.values() for name in part}
+    with only_trained(model.backbone, names), folded(model.backbone, _terms(message)):
+        loss = training.train(model, examples, settings.train, worker.pad_id, seed, proximal_mu=mu)
     if settings.head == "local":
         _keep_head(context, node, layout, model)
+    state = _state(model, layout)
+    records = {key: to_arrays({name: state[name] for name in part}) for key, part in trained.items()}
     metrics = MetricRecord({"loss": loss, "num-examples": len(examples)})
-    content = RecordDict({ARRAYS: to_arrays(_state(model, layout)), METRICS: metrics, ORIGIN: _origin(node)})
-    return Message(content, reply_to=message)
+    return Message(RecordDict({**records, METRICS: metrics, ORIGIN: _origin(node)}), reply_to=message)
 
 
 @app.evaluate()
@@ -63,7 +81,8 @@ def evaluate(message: Message, context: Context) -> Message:
     settings, node, worker = _setup(context)
     _, model = _model(message, context, settings, node, worker)
     examples = tokenize(node.task.test, worker.tokenizer, settings.train.max_length)
-    result = training.evaluate(model, examples, worker.pad_id)
+    with folded(model.backbone, _terms(message)):
+        result = training.evaluate(model, examples, worker.pad_id)
     metrics = MetricRecord(
         {
             "accuracy": result.accuracy,
@@ -76,7 +95,7 @@ def evaluate(message: Message, context: Context) -> Message:
     return Message(RecordDict({METRICS: metrics, ORIGIN: _origin(node)}), reply_to=message)
 
 
-def _setup(context: Context) -> tuple[Settings, Node, Worker]:
+def _node(context: Context) -> tuple[Settings, Node]:
     settings = Settings.from_run_config(context.run_config)
     node = this_node(context.node_config, settings, context.run_id)
     if settings.head == "shared" and node.task.labels != settings.shared_labels:
@@ -85,11 +104,13 @@ def _setup(context: Context) -> tuple[Settings, Node, Worker]:
             f"{node.partition} has the labels {','.join(node.task.labels) or 'none (multiple choice)'}: "
             "a head can be shared only by tasks with the same labels"
         )
-    return (
-        settings,
-        node,
-        load_worker(settings.base, settings.adapter, settings.device, settings.train.truncation_side),
-    )
+    return settings, node
+
+
+def _setup(context: Context) -> tuple[Settings, Node, Worker]:
+    settings, node = _node(context)
+    worker = load_worker(settings.base, node.adapter, settings.device, settings.train.truncation_side)
+    return settings, node, worker
 
 
 def _model(
@@ -99,13 +120,13 @@ def _model(
     layout = adapter_layout(worker.adapted, worker.fingerprint)
     if settings.shared_head_outputs:
         layout = layout.with_head(settings.shared_head_outputs, worker.hidden_size)
-    contract = message.content.config_records[CONFIG].get("contract")
+    contract = _config(message).get("contract")
     if contract != layout.contract:
         raise ContractError(
             f"the server's adapter has contract {str(contract)[:12]}…, this node's base {settings.base!r} "
             f"needs {layout.contract[:12]}…: use the same base weights and adapter settings everywhere"
         )
-    received = to_state(message.content.array_records[ARRAYS])
+    received = {name: values for part in _records(message, ARRAYS).values() for name, values in part.items()}
     model = worker.task_model(len(node.task.labels) or 1)
     if layout.has_head:
         _set_head(model, received.pop(HEAD_WEIGHT), received.pop(HEAD_BIAS))
@@ -168,8 +189,30 @@ def _origin(node: Node) -> ConfigRecord:
     return ConfigRecord({"task": node.task.name, "partition": node.partition})
 
 
+def _config(message: Message) -> ConfigRecord:
+    return message.content.config_records[CONFIG]
+
+
+def _records(message: Message, kind: str) -> dict[str, State]:
+    """The records of arrays of a kind: with this key, or one that goes on after a dot."""
+    records = message.content.array_records
+    return {key: to_state(records[key]) for key in records if key.partition(".")[0] == kind}
+
+
+def _terms(message: Message) -> list[State]:
+    """Kronecker terms of earlier rounds, which belong to the base by now."""
+    return list(_records(message, TERMS).values())
+
+
+def _trained_names(message: Message) -> dict[str, list[str]]:
+    """The tensors that are to be trained, by the record in which they are to be answered."""
+    received = _records(message, ARRAYS)
+    trains: Sequence[str] = _config(message).get(TRAINS, list(received))  # type: ignore[assignment]
+    return {key: list(received[key]) for key in trains}
+
+
 def _round(message: Message) -> int:
-    return int(message.content.config_records[CONFIG]["server-round"])  # type: ignore[arg-type]
+    return int(_config(message)["server-round"])  # type: ignore[arg-type]
 
 
 def _seed(seed: int, partition: int, round_: int) -> int:

@@ -39,12 +39,19 @@ def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
 
 
 def train(
-    model: TaskModel, examples: Sequence[Tokenized], settings: TrainSettings, pad_id: int, seed: int
+    model: TaskModel,
+    examples: Sequence[Tokenized],
+    settings: TrainSettings,
+    pad_id: int,
+    seed: int,
+    *,
+    proximal_mu: float = 0.0,
 ) -> float:
     """Fine-tune the trainable parameters of `model` in place; returns the mean loss of the last epoch.
 
-    AdamW, with one learning rate for the head and one for the factors. Same seed, same result. Raises
-    `RunError` when training diverged.
+    AdamW, with one learning rate for the head and one for the factors. `proximal_mu` is FedProx's μ (Li et
+    al. 2020, arXiv 1812.06127): the loss gets (μ/2)·‖w − w₀‖² over the factors, which were w₀ before; the
+    returned loss is without it. Same seed, same result. Raises `RunError` when training diverged.
     """
     device = next(model.parameters()).device
     head = list(model.head.parameters())
@@ -59,6 +66,7 @@ def train(
     scaler = torch.amp.GradScaler(
         device.type, enabled=_half(device) == torch.float16 and device.type == "cuda"
     )
+    received = [factor.detach().clone() for factor in factors]
     torch.manual_seed(seed)
     model.train()
     total = 0.0
@@ -68,7 +76,8 @@ def train(
             with mixed_precision(device):
                 loss = _loss(model(batch.input_ids, batch.attention_mask), batch)
             optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            drift = _squared_distance(factors, received) if proximal_mu else 0.0
+            scaler.scale(loss + proximal_mu / 2 * drift).backward()  # type: ignore[no-untyped-call]
             scaler.step(optimizer)
             scaler.update()
             total += loss.item() * len(batch.counts)
@@ -148,6 +157,10 @@ def _evaluation(scored: Iterable[tuple[Tensor, Batch]]) -> Evaluation:
 
 def _loss(logits: Tensor, batch: Batch) -> Tensor:
     return nn.functional.cross_entropy(scores(logits.float(), batch), batch.targets)
+
+
+def _squared_distance(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a - b).square().sum() for a, b in zip(tensors, others, strict=True)]).sum()
 
 
 def _half(device: torch.device) -> torch.dtype:

@@ -11,7 +11,7 @@ from torch import nn
 
 from clients.training import choose_device
 from fedkron.adapters import attach
-from fedkron.base import TaskModel, load_base
+from fedkron.base import Base, TaskModel, load_base
 from fedkron.settings import AdapterSettings
 
 
@@ -39,13 +39,20 @@ class Worker:
         return TaskModel(self.adapted, outputs).to(next(self.adapted.parameters()).device)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=8)  # nodes of several sizes may take turns in one process
 def load_worker(base: str, adapter: AdapterSettings, device: str, truncation_side: str) -> Worker:
-    """Load the base and attach the adapter."""
-    loaded = load_base(base)
-    loaded.tokenizer.truncation_side = truncation_side
-    bare = loaded.backbone.to(choose_device(device))
+    """Load the base and attach the adapter; workers with other adapters share the base's weights."""
+    loaded = _loaded_base(base, device, truncation_side)
+    bare = loaded.backbone
     # A copy of the module tree only: the weights are frozen, so both can use the same tensors.
     shared = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
     adapted = attach(copy.deepcopy(bare, shared), adapter.spec())
     return Worker(bare, adapted, loaded.tokenizer, loaded.fingerprint)
+
+
+@lru_cache(maxsize=1)
+def _loaded_base(base: str, device: str, truncation_side: str) -> Base:
+    loaded = load_base(base)
+    loaded.tokenizer.truncation_side = truncation_side
+    loaded.backbone.to(choose_device(device))
+    return loaded

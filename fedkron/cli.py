@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fedkron.commands import convert, export, inspect, meter, plan, predict, report, run
+from fedkron.commands import convert, export, inspect, merge, meter, plan, predict, report, run
 from fedkron.errors import FedKronError
 
-COMMANDS = (run, report, meter, export, convert, predict, inspect, plan)
+COMMANDS = (run, report, meter, export, convert, merge, predict, inspect, plan)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,8 @@
 <output-dir>/<run-name or run-ID>/
     settings.json         the run config
     adapter.safetensors   the global adapter after the last finished round
+    terms.safetensors     what belongs to the base by now, where the aggregation has made such terms
+    groups/<name>/adapter.safetensors   the adapter of each task, cluster or size, where not all share one
     rounds.jsonl          accuracy per task, failures and projection error, a line per round
     ledger.jsonl          bytes, a line per message
     outcome.json          how it ended; its absence means that it did not end
@@ -14,6 +16,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from fedkron.settings import Settings
@@ -23,6 +26,8 @@ START_DIRECTORY = "FEDKRON_START_DIRECTORY"
 
 SETTINGS = "settings.json"
 ADAPTER = "adapter.safetensors"
+TERMS = "terms.safetensors"
+GROUPS = "groups"
 ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
 OUTCOME = "outcome.json"
@@ -36,6 +41,14 @@ def run_directory(settings: Settings, run_id: int) -> Path:
     """Absolute folder of a run, not created."""
     start = Path(os.environ.get(START_DIRECTORY) or Path.cwd())
     return start / Path(settings.output_dir).expanduser() / (settings.run_name or f"run-{run_id}")
+
+
+def group_directory(folder: Path, group: str) -> Path:
+    """Folder of one group's adapter in a run folder, not created.
+
+    Its name may come from a node (a task's name), and must not lead anywhere else.
+    """
+    return folder / GROUPS / re.sub(r"[^\w.-]|^\.+", "_", group)
 
 
 def node_directory(settings: Settings, run_id: int, task: str, partition: int) -> Path:

@@ -33,6 +33,8 @@ class RoundFigures:
     failures: tuple[str, ...]
     projection_error: float | None
     seconds: float
+    groups: dict[str, tuple[str, ...]]
+    """The nodes (task-partition) of each group that has an adapter of its own."""
 
     @property
     def accuracy(self) -> float:
@@ -51,6 +53,14 @@ class RunLog:
     transfers: tuple[Transfer, ...]
     outcome: str | None
     error: str | None
+
+    @property
+    def groups(self) -> dict[str, tuple[str, ...]]:
+        """The nodes of each group, as of the last round in which each was evaluated; empty without groups."""
+        latest = {node: group for r in self.rounds for group, nodes in r.groups.items() for node in nodes}
+        return {
+            group: tuple(n for n, g in latest.items() if g == group) for group in sorted(set(latest.values()))
+        }
 
     @property
     def bytes_by_round(self) -> dict[int, Totals]:
@@ -115,5 +125,11 @@ def _figures(line: dict[str, Any]) -> RoundFigures:
     examples = sum(count for _, count in losses)
     loss = sum(value * count for value, count in losses) / examples if examples else None
     return RoundFigures(
-        line["round"], tasks, loss, tuple(line["failures"]), line["projection_error"], line["seconds"]
+        line["round"],
+        tasks,
+        loss,
+        tuple(line["failures"]),
+        line["projection_error"],
+        line["seconds"],
+        {group: tuple(nodes) for group, nodes in line["groups"].items()},
     )

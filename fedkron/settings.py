@@ -25,11 +25,18 @@ PARTITIONS = ("iid", "dirichlet")
 HEADS = ("local", "shared")
 TRUNCATION_SIDES = ("right", "left")
 DEVICES = ("auto", "cpu", "cuda")
+EQUAL_SIZES, OWN_SIZES = SIZES = ("equal", "own")
+ONE_GROUP, TASK_GROUPS, CLUSTERS = GROUPS = ("one", "task", "cluster")
+STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
+SERVER_OPTIMIZERS = STRATEGIES[2:]
 
 
 @dataclass(frozen=True)
 class AdapterSettings:
-    """`adapter.*`: what is trained; `d_a2 = 0` takes the power of two nearest to hidden/200."""
+    """`adapter.*`: what is trained; `d_a2 = 0` takes the power of two nearest to hidden/200.
+
+    With `sizes = "own"` a node's config may give it a `rank` and a `d-a2` of its own.
+    """
 
     kind: str = "kron_lora"
     rank: int = 8
@@ -39,6 +46,7 @@ class AdapterSettings:
     d_a2: int = 0
     terms: int = 2
     targets: str = "*"
+    sizes: str = EQUAL_SIZES
 
     def spec(self) -> AdapterSpec:
         """The same as an `AdapterSpec`."""
@@ -89,6 +97,26 @@ class PartitionSettings:
 
 
 @dataclass(frozen=True)
+class ServerSettings:
+    """`server.*`: what the server makes of the aggregate; a learning rate of 0 is the strategy's usual
+    one.
+    """
+
+    strategy: str = "fedavg"
+    learning_rate: float = 0.0
+    proximal_mu: float = 0.01
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """`groups.*`: which nodes share an adapter; the last two are for clusters."""
+
+    by: str = ONE_GROUP
+    clusters: int = 2
+    warm_up: int = 1
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run. Build it with `Settings.from_run_config`."""
 
@@ -110,6 +138,8 @@ class Settings:
     codec: CodecSettings = field(default_factory=CodecSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
     partition: PartitionSettings = field(default_factory=PartitionSettings)
+    server: ServerSettings = field(default_factory=ServerSettings)
+    groups: GroupSettings = field(default_factory=GroupSettings)
 
     @staticmethod
     def from_run_config(config: Mapping[str, object]) -> Settings:
@@ -184,15 +214,19 @@ def _converted(key: str, value: object, wanted: type) -> object:
 def _check_values(settings: Settings) -> None:
     train, partition = settings.train, settings.partition
     for key, value, allowed in (
-        ("aggregation", settings.aggregation, tuple(AGGREGATIONS)),
+        ("aggregation", settings.aggregation, (*AGGREGATIONS, "alternating")),
         ("head", settings.head, HEADS),
         ("device", settings.device, DEVICES),
         ("adapter.kind", settings.adapter.kind, tuple(ADAPTER_KINDS)),
+        ("adapter.sizes", settings.adapter.sizes, SIZES),
+        ("groups.by", settings.groups.by, GROUPS),
+        ("server.strategy", settings.server.strategy, STRATEGIES),
         ("partition.kind", partition.kind, PARTITIONS),
         ("train.truncation-side", train.truncation_side, TRUNCATION_SIDES),
     ):
         if value not in allowed:
             raise ConfigError(f"run-config key {key!r} is {value!r}: it must be one of {', '.join(allowed)}")
+    _check_combination(settings)
     for key, name in (("codec.upload", settings.codec.upload), ("codec.broadcast", settings.codec.broadcast)):
         _check_codec(key, name)
     for key, number, low, high in (
@@ -206,6 +240,10 @@ def _check_values(settings: Settings) -> None:
         ("adapter.d-a1", settings.adapter.d_a1, 1, None),
         ("adapter.d-a2", settings.adapter.d_a2, 0, None),
         ("adapter.terms", settings.adapter.terms, 1, None),
+        ("groups.clusters", settings.groups.clusters, 2, None),
+        ("groups.warm-up", settings.groups.warm_up, 1, None),
+        ("server.learning-rate", settings.server.learning_rate, 0, None),
+        ("server.proximal-mu", settings.server.proximal_mu, 0, None),
         ("train.epochs", train.epochs, 1, None),
         ("train.batch-size", train.batch_size, 1, None),
         ("train.weight-decay", train.weight_decay, 0, None),
@@ -238,6 +276,30 @@ def _check_values(settings: Settings) -> None:
         raise ConfigError(
             f"run-config key 'run-name' is {settings.run_name!r}: it must be a plain folder name"
         )
+
+
+def _check_combination(settings: Settings) -> None:
+    """What the server does with adapters can be combined in some ways only."""
+    aggregation, groups, server = settings.aggregation, settings.groups.by, settings.server.strategy
+    own_sizes = settings.adapter.sizes == OWN_SIZES
+    for key, value, excluded, others in (
+        ("adapter.sizes", OWN_SIZES, own_sizes and aggregation != "merged", "aggregation = 'merged'"),
+        ("groups.by", groups, groups != ONE_GROUP and own_sizes, "adapter.sizes = 'equal'"),
+        (
+            "groups.by",
+            groups,
+            groups != ONE_GROUP and aggregation not in ("factorwise", "merged"),
+            "aggregation = 'factorwise' or 'merged'",
+        ),
+        (
+            "server.strategy",
+            server,
+            server in SERVER_OPTIMIZERS and (groups != ONE_GROUP or aggregation == "stacked"),
+            "groups.by = 'one', and not with aggregation = 'stacked'",
+        ),
+    ):
+        if excluded:
+            raise ConfigError(f"run-config key {key!r} is {value!r}: it goes only with {others}")
 
 
 def _check_codec(key: str, name: str) -> None:

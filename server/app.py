@@ -6,16 +6,18 @@ import random
 import time
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Context
+from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedkron.flower import CompressedGrid, FedKron, RoundReport
+from fedkron.flower import CompressedGrid, RoundReport
+from fedkron.flower.global_adapter import FOR_ALL, GlobalAdapter, Sent, is_adapter
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import Ledger
 from fedkron.rundir import LEDGER, run_directory
 from fedkron.settings import Settings
-from server.record import RunRecord
+from server.record import Held, RunRecord
+from server.strategy import strategy_of
 
 app = ServerApp()
 
@@ -38,29 +40,19 @@ def main(grid: Grid, context: Context) -> None:
             ledger=Ledger(folder / LEDGER),
         )
 
-        def on_round(report: RoundReport, arrays: ArrayRecord) -> None:
+        def on_round(report: RoundReport, adapters: GlobalAdapter) -> None:
             # What the nodes have evaluated, or will get with the next broadcast.
-            record.finish_round(report, to_state(compressed.agreed(arrays)), layout)
+            agreed = {name: _agreed(sent, compressed) for name, sent in adapters.held().items()}
+            record.finish_round(report, agreed, _terms(adapters.held()[FOR_ALL], compressed))
 
-        strategy = FedKron(
-            layout,
-            aggregation=settings.aggregation,
-            max_failure_fraction=settings.max_failure_fraction,
-            on_round=on_round,
-            fraction_train=settings.fraction_train,
-            fraction_evaluate=settings.fraction_evaluate,
-            min_train_nodes=1,
-            min_evaluate_nodes=1,
-            min_available_nodes=nodes,
-        )
+        strategy = strategy_of(settings, layout, nodes, on_round)
+        strategy.adapters.adopt(0, to_arrays(initial))
         random.seed(settings.seed)  # Flower's strategies choose their clients with it
         strategy.start(
             compressed,
-            compressed.agreed(to_arrays(initial)),
+            to_arrays(_agreed(strategy.adapters.held()[FOR_ALL], compressed).state),
             num_rounds=settings.num_server_rounds,
             timeout=settings.round_timeout,
-            train_config=ConfigRecord({"contract": layout.contract}),
-            evaluate_config=ConfigRecord({"contract": layout.contract}),
         )
     except BaseException as error:
         record.fail(error)
@@ -84,6 +76,18 @@ def _initial_adapter(settings: Settings) -> tuple[AdapterLayout, State]:
         zeros = {t.name: np.zeros(t.shape, np.float32) for t in layout.dense if t.name not in state}
         state |= zeros
     return layout, state
+
+
+def _agreed(sent: Sent, grid: CompressedGrid) -> Held:
+    """An adapter as the nodes that are sent it have it."""
+    parts = [grid.agreed(record, key) for key, record in sent.records.items() if is_adapter(key)]
+    state = {name: values for part in parts for name, values in to_state(part).items()}
+    return Held({tensor.name: state[tensor.name] for tensor in sent.layout.tensors}, sent.layout)
+
+
+def _terms(sent: Sent, grid: CompressedGrid) -> list[State]:
+    """What the nodes have folded into their base."""
+    return [to_state(grid.agreed(record, key)) for key, record in sent.records.items() if not is_adapter(key)]
 
 
 def _wait_for_nodes(grid: Grid) -> int:

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from fedkron.errors import ConfigError
-from fedkron.exchange import AdapterFile, save_adapter, write_atomically
+from fedkron.exchange import AdapterFile, on_folded_base, save_adapter, save_terms, write_atomically
 from fedkron.flower import RoundReport
+from fedkron.flower.global_adapter import FOR_ALL
 from fedkron.layout import AdapterLayout, State
-from fedkron.rundir import ADAPTER, OUTCOME, ROUNDS, SETTINGS
+from fedkron.rundir import ADAPTER, OUTCOME, ROUNDS, SETTINGS, TERMS, group_directory
 from fedkron.settings import Settings, run_config
+
+
+@dataclass(frozen=True)
+class Held:
+    """An adapter as its nodes have it."""
+
+    state: State
+    layout: AdapterLayout
 
 
 class RunRecord:
@@ -32,16 +42,23 @@ class RunRecord:
         write_atomically(folder / SETTINGS, json.dumps(run_config(settings), indent=1).encode())
         return RunRecord(folder, settings)
 
-    def finish_round(self, report: RoundReport, adapter: State, layout: AdapterLayout) -> None:
-        """Save the global adapter, then add the round's line: whoever sees the line finds the adapter."""
-        settings = self._settings
-        info = {"round": str(report.round), "aggregation": settings.aggregation}
-        step = f"run {self._folder.name}: {report.round} rounds on {', '.join(sorted(report.trained))}"
-        file = AdapterFile(adapter, layout, settings.base, info, asdict(settings.adapter), (step,))
-        save_adapter(self._folder / ADAPTER, file)
+    def finish_round(self, report: RoundReport, adapters: Mapping[str, Held], terms: Sequence[State]) -> None:
+        """Save the adapters by name and the terms, then add the round's line: whoever sees it finds them."""
+        for name, held in adapters.items():
+            folder = self._folder if name == FOR_ALL else group_directory(self._folder, name)
+            save_adapter(folder / ADAPTER, on_folded_base(self._file(report, name, held), terms))
+        if terms:
+            save_terms(self._folder / TERMS, terms)
         line = {**asdict(report), "seconds": round(time.monotonic() - self._started, 3)}
         with (self._folder / ROUNDS).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
+
+    def _file(self, report: RoundReport, name: str, held: Held) -> AdapterFile:
+        settings = self._settings
+        info = {"round": str(report.round), "aggregation": settings.aggregation}
+        whose = f" ({name})" if name else ""
+        step = f"run {self._folder.name}: {report.round} rounds on {', '.join(sorted(report.trained))}{whose}"
+        return AdapterFile(held.state, held.layout, settings.base, info, asdict(settings.adapter), (step,))
 
     def complete(self) -> None:
         """The run reached its last round."""

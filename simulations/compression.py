@@ -16,22 +16,27 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 
 from rich.console import Console
 
 from fedkron.demo import DEMO_TASKS, prepare_demo
 from fedkron.errors import FedKronError
-from simulations.compression_study.jobs import TEST, VALIDATION, Job, Outcome, Workload
-from simulations.compression_study.journal import Journal
-from simulations.compression_study.pool import processes, run_jobs
-from simulations.compression_study.progress import progress
+from simulations.compression_study.jobs import Job, describe, outcome_of
 from simulations.compression_study.schemes import SCHEMES, Scheme, lossless
-from simulations.compression_study.summary import Line, best_rate, summarize
+from simulations.compression_study.summary import Line, summarize
 from simulations.compression_study.tables import Tried, show
+from simulations.study.command import study_parser, tables_console, write
+from simulations.study.data import TEST, VALIDATION
+from simulations.study.journal import Journal
+from simulations.study.outcome import Outcome
+from simulations.study.pool import processes
+from simulations.study.progress import run_missing
+from simulations.study.statistics import best_rate
+from simulations.study.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -49,9 +54,6 @@ class Study:
         """The schemes by name, in the order of the table."""
         return [scheme for name, scheme in SCHEMES.items() if name in self.schemes]
 
-
-WIDE = 120
-"""Columns of the tables in a file or pipe."""
 
 FULL = Study(
     Workload(
@@ -87,28 +89,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print and write; 1 when a federation failed."""
     options = _parser().parse_args(arguments)
     study = _study(options)
-    # Standard output belongs to the machine when it is asked for there.
-    console = Console(stderr=options.json == "-", width=None if sys.stdout.isatty() else WIDE)
+    console = tables_console(options.json)
     try:
         prepare_demo()
         with processes(options.workers) as executor:
-            tried, runs = run(study, Journal(options.resume), executor, Console(stderr=True))
+            tried, runs = run(study, Journal(Outcome, options.resume), executor, Console(stderr=True))
     except FedKronError as error:
         print(f"compression: {error}", file=sys.stderr)
         return 1
-    lines = summarize(runs, {kind: best_rate(outcomes) for kind, outcomes in tried.items()})
+    rates = {kind: best_rate(outcomes) for kind, outcomes in tried.items()}
+    lines = summarize(runs, rates, study.workload.clients)
     show(lines, tried, console)
     if options.plot:
         from simulations.compression_study.plot import plot
 
         plot(lines, options.plot)
     if options.json:
-        _write(json.dumps(_report(study, tried, lines, runs), indent=1), options.json)
+        write(json.dumps(_report(study, tried, lines, runs), indent=1), options.json)
     return 0
 
 
 def run(
-    study: Study, journal: Journal, executor: Executor, console: Console
+    study: Study, journal: Journal[Job, Outcome], executor: Executor, console: Console
 ) -> tuple[Tried, dict[Scheme, list[Outcome]]]:
     """Tune, then run every scheme with every seed: outcomes by adapter kind and rate, and by scheme.
 
@@ -120,7 +122,8 @@ def run(
         for scheme in lossless_ones
         for rate in study.rates
     }
-    _run_all("tuning", tuning.values(), journal, executor, console)
+    finish = partial(run_missing, work=outcome_of, describe=describe, executor=executor, console=console)
+    finish("tuning", tuning.values(), journal)
     tried = {
         scheme.kind: {rate: journal.outcome(tuning[scheme.kind, rate]) for rate in study.rates}
         for scheme in lossless_ones
@@ -134,16 +137,8 @@ def run(
     }
     # Seed by seed: what an interrupted study has finished can be compared.
     in_order = [job for same_seed in zip(*jobs.values(), strict=True) for job in same_seed]
-    _run_all("study", in_order, journal, executor, console)
+    finish("study", in_order, journal)
     return tried, {scheme: [journal.outcome(job) for job in of_scheme] for scheme, of_scheme in jobs.items()}
-
-
-def _run_all(
-    name: str, jobs: Collection[Job], journal: Journal, executor: Executor, console: Console
-) -> None:
-    missing = [job for job in jobs if job not in journal]
-    with progress(console, name, total=len(jobs), done=len(jobs) - len(missing)) as report:
-        run_jobs(missing, journal, executor, report)
 
 
 def _report(
@@ -169,46 +164,16 @@ def _study(options: argparse.Namespace) -> Study:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m simulations.compression",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = study_parser(
+        "python -m simulations.compression",
+        __doc__,
+        quick="four schemes, two tasks, few texts, one seed",
+        seeds=FULL.seeds,
+        rounds=FULL.workload.rounds,
     )
-    parser.add_argument("--json", metavar="PATH", help="write all figures as JSON (- for standard output)")
-    parser.add_argument("--plot", type=_picture, metavar="FILE", help="draw accuracy over bytes (.svg, .png)")
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="FILE",
-        help="append each finished run; repeat none that is there",
-    )
-    parser.add_argument("--quick", action="store_true", help="four schemes, two tasks, few texts, one seed")
-    parser.add_argument("--workers", type=_positive, default=2, help="processes (default 2), one core each")
-    parser.add_argument("--seeds", type=_positive, help="runs per scheme (default 3)")
-    parser.add_argument("--rounds", type=_positive, help="rounds per run (default 6)")
     parser.add_argument("--schemes", nargs="+", metavar="NAME", choices=SCHEMES, help=", ".join(SCHEMES))
     parser.add_argument("--tasks", nargs="+", metavar="SOURCE", type=str, help="instead of the demo's six")
     return parser
-
-
-def _picture(text: str) -> Path:
-    if Path(text).suffix not in (".svg", ".png"):
-        raise argparse.ArgumentTypeError(f"it is {text!r}, it must end with .svg or .png")
-    return Path(text)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"it is {number}, it must be at least 1")
-    return number
-
-
-def _write(text: str, target: str) -> None:
-    if target == "-":
-        print(text)
-    else:
-        Path(target).write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The run config: the keys that exist, their defaults, and every kind of value that is refused."""
 
 import math
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -61,6 +62,7 @@ CHANGED: dict[str, object] = {
     "adapter.d-a2": 16,
     "adapter.terms": 3,
     "adapter.targets": "*.query,*.value",
+    "adapter.sizes": "equal",
     "codec.upload": "fp16",
     "codec.broadcast": "fp32",
     "train.epochs": 2,
@@ -74,13 +76,43 @@ CHANGED: dict[str, object] = {
     "train.max-test-examples": 8,
     "partition.kind": "dirichlet",
     "partition.alpha": 0.125,
+    "server.strategy": "fedprox",
+    "server.learning-rate": 0.5,
+    "server.proximal-mu": 0.2,
+    "groups.by": "cluster",
+    "groups.clusters": 4,
+    "groups.warm-up": 3,
 }
+# What does not go together with some of these.
+OTHERWISE = CHANGED | {"adapter.sizes": "own", "groups.by": "one"}
 
 
 def test_every_key_survives_the_round_trip() -> None:
-    assert CHANGED.keys() == DEFAULTS.keys()
-    assert all(CHANGED[key] != value for key, value in DEFAULTS.items())
-    assert run_config(Settings.from_run_config(CHANGED)) == CHANGED
+    assert CHANGED.keys() == OTHERWISE.keys() == DEFAULTS.keys()
+    assert all({CHANGED[key], OTHERWISE[key]} != {value} for key, value in DEFAULTS.items())
+    for config in (CHANGED, OTHERWISE):
+        assert run_config(Settings.from_run_config(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"adapter.sizes": "own"}, "'adapter.sizes' is 'own': it goes only with aggregation = 'merged'"),
+        (
+            {"adapter.sizes": "own", "aggregation": "merged", "groups.by": "task"},
+            "'groups.by' is 'task': it goes only with adapter.sizes = 'equal'",
+        ),
+        (
+            {"groups.by": "cluster", "aggregation": "alternating"},
+            "'groups.by' is 'cluster': it goes only",
+        ),
+        ({"server.strategy": "fedadam", "groups.by": "task"}, "'server.strategy' is 'fedadam': it goes only"),
+        ({"server.strategy": "fedavgm", "aggregation": "stacked"}, "'server.strategy' is 'fedavgm': it goes"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_with_what_would(config: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        Settings.from_run_config(config)
 
 
 @given(st.dictionaries(st.sampled_from(sorted(CHANGED)), st.booleans()))

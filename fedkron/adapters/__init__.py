@@ -3,11 +3,13 @@
 from fedkron.adapters.adapted_linear import AdaptedLinear
 from fedkron.adapters.attach import adapted_layers, attach, attach_layout, detach
 from fedkron.adapters.bank import AdapterBank
+from fedkron.adapters.freeze import only_trained
 from fedkron.adapters.kind import adapter_kind
 from fedkron.adapters.kron_terms import KronTerms
 from fedkron.adapters.merge import Merged, merge
 from fedkron.adapters.spec import AdapterSpec, default_d_a2
 from fedkron.adapters.state import adapter_layout, adapter_state, count_parameters, load_adapter_state
+from fedkron.adapters.terms import folded
 from fedkron.kinds import ADAPTER_KINDS
 
 __all__ = [
@@ -26,6 +28,8 @@ __all__ = [
     "count_parameters",
     "default_d_a2",
     "detach",
+    "folded",
     "load_adapter_state",
     "merge",
+    "only_trained",
 ]

@@ -1,15 +1,29 @@
 """How the clients' adapters become one. Numpy only."""
 
-from fedkron.aggregation.factorwise import factorwise_mean
+from fedkron.aggregation.aggregator import Aggregate, Aggregator
+from fedkron.aggregation.exact import MergedExact
+from fedkron.aggregation.factorwise import FactorwiseMean, factorwise_mean
+from fedkron.aggregation.heterogeneous import Heterogeneous
 from fedkron.aggregation.merged import MergedMean, merged_mean
-from fedkron.aggregation.registry import AGGREGATIONS, Aggregate, Aggregation, aggregate
+from fedkron.aggregation.registry import AGGREGATIONS, aggregate, aggregator
+from fedkron.aggregation.sizes import Size, resized, size_name, sized
+from fedkron.aggregation.stacked import Stacked
 
 __all__ = [
     "AGGREGATIONS",
     "Aggregate",
-    "Aggregation",
+    "Aggregator",
+    "FactorwiseMean",
+    "Heterogeneous",
+    "MergedExact",
     "MergedMean",
+    "Size",
+    "Stacked",
     "aggregate",
+    "aggregator",
     "factorwise_mean",
     "merged_mean",
+    "resized",
+    "size_name",
+    "sized",
 ]

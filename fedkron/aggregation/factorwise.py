@@ -10,22 +10,46 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedkron.aggregation.weights import shares_of
-from fedkron.errors import AdapterError
-from fedkron.layout import AdapterLayout, State, flatten, unflatten
+from fedkron.aggregation.aggregator import Aggregate
+from fedkron.aggregation.weighted_mean import WeightedMean
+from fedkron.errors import ConfigError
+from fedkron.layout import AdapterLayout, State, Vector, flatten, unflatten
+
+
+class FactorwiseMean:
+    """Weighted mean of every tensor, of any kind of adapter; an `Aggregator`. Precision: `WeightedMean`."""
+
+    def __init__(self, layout: AdapterLayout) -> None:
+        self._layout = layout
+        self._mean = WeightedMean(layout.size)
+
+    def add(self, adapter: State, weight: float) -> None:
+        """Take in one client's adapter; a refused one leaves the mean as it was.
+
+        Raises `AdapterError` for an adapter that does not fit the layout or holds NaN or infinity,
+        `ConfigError` for a weight that is negative, NaN, infinite or too large beside the others.
+        """
+        self.add_vector(flatten(adapter, self._layout), weight)
+
+    def add_vector(self, vector: Vector, weight: float) -> None:
+        """`add` for an adapter that is already one flat float32 vector of `layout.size` elements."""
+        self._mean.add(vector, weight)
+
+    def finish(self) -> Aggregate:
+        """The mean in float32.
+
+        Raises `AdapterError` when nothing was added, `ConfigError` when all weights are zero.
+        """
+        return Aggregate(unflatten(self._mean.finish().astype(np.float32), self._layout))
 
 
 def factorwise_mean(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> State:
-    """Weighted mean of every tensor, summed in float64, returned in float32.
-
-    `weights` need not add up to one. Raises `ConfigError` on weights that cannot be normalised,
-    `AdapterError` when there is no adapter, or one does not fit the layout or holds NaN or infinity.
-    """
-    shares = shares_of(weights, len(adapters))
-    mean = np.zeros(layout.size, np.float64)
-    for index, (adapter, share) in enumerate(zip(adapters, shares, strict=True)):
-        vector = flatten(adapter, layout)
-        if not np.isfinite(vector).all():
-            raise AdapterError(f"adapter {index} holds NaN or infinity: refuse it before aggregation")
-        mean += share * vector
-    return unflatten(mean.astype(np.float32), layout)
+    """`FactorwiseMean` of adapters that are all there. Raises `ConfigError` when a weight is missing."""
+    if len(weights) != len(adapters):
+        raise ConfigError(
+            f"{len(weights)} weights for {len(adapters)} adapters: give one weight for each adapter"
+        )
+    mean = FactorwiseMean(layout)
+    for adapter, weight in zip(adapters, weights, strict=True):
+        mean.add(adapter, weight)
+    return mean.finish().adapter

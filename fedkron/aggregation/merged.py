@@ -6,80 +6,71 @@ together have at most rank r.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import numpy as np
-
-from fedkron.aggregation.factorwise import factorwise_mean
-from fedkron.aggregation.projection import Products, Projection, project
-from fedkron.aggregation.weights import shares_of
-from fedkron.errors import AdapterError
-from fedkron.layout import AdapterLayout, ModuleLayout, State
-
-# Factors in the order of A ⊗ (B1·B2). Plain LoRA is the case A = [1].
-_FACTORS: dict[str, tuple[str | None, str, str]] = {
-    "kron_lora": ("A", "B1", "B2"),
-    "lora": (None, "lora_B", "lora_A"),
-}
+from fedkron.aggregation.aggregator import Aggregate
+from fedkron.aggregation.product_mean import ModuleMean, ProductMean
+from fedkron.aggregation.products import factors_of
+from fedkron.aggregation.projection import Projection, relative_error
+from fedkron.aggregation.tucker import MAX_RANK
+from fedkron.errors import ConfigError
+from fedkron.layout import AdapterLayout, State
 
 
-@dataclass(frozen=True, slots=True)
 class MergedMean:
-    """The aggregated adapter, and what the projection lost.
-
-    `projection_error` is ‖mean ΔW - projected ΔW‖ / ‖mean ΔW‖, in Frobenius norms over all modules
-    together: 0 is exact, 1 has lost everything. It is 0 when the mean is zero.
-    """
-
-    adapter: State
-    projection_error: float
-
-
-def merged_mean(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> MergedMean:
     """Weighted mean of the clients' ΔW = scale · A ⊗ (B1·B2), projected on the layout's shapes.
 
-    `weights` need not add up to one; dense tensors become their weighted mean. Computed in float64,
-    returned in float32. Memory and time are those of QR of the stacked factors: no ΔW is formed.
+    An `Aggregator`; dense tensors become their weighted mean. Computed in float64, and no ΔW is formed.
+    Memory does not grow with the number of clients: at most `max_rank` directions a side are kept, and the
+    projection error, exact otherwise, is an upper bound where that cuts something off (`TuckerSum`).
 
-    Raises `ConfigError` on weights that cannot be normalised, `AdapterError` when there is no adapter, or
-    one does not fit the layout or holds NaN or infinity, or a module's kind has no product to merge.
+    Raises `AdapterError` for a layout with a module whose kind is not one product.
     """
-    adapter = factorwise_mean(adapters, weights, layout)
-    shares = shares_of(weights, len(adapters))
-    lost = whole = 0.0
-    for module in layout.modules:
-        projection = project(_products(module, adapters), shares)
-        adapter.update(_factors(module, projection))
-        lost += module.scale**2 * projection.squared_error
-        whole += module.scale**2 * projection.squared_norm
-    return MergedMean(adapter, math.sqrt(lost / whole) if whole else 0.0)
+
+    def __init__(self, layout: AdapterLayout, max_rank: int = MAX_RANK) -> None:
+        self._mean = ProductMean(layout, "merged", max_rank)
+
+    @property
+    def size(self) -> int:
+        """Number of numbers kept of the clients' products."""
+        return self._mean.size
+
+    def add(self, adapter: State, weight: float) -> None:
+        """Take in one client's adapter; a refused one leaves the mean as it was.
+
+        Raises `AdapterError` for an adapter that does not fit the layout or holds NaN or infinity,
+        `ConfigError` for a weight that is negative, NaN, infinite or too large beside the others.
+        """
+        self._mean.add(adapter, weight)
+
+    def finish(self) -> Aggregate:
+        """The projected mean, float32, and its relative error over all modules together.
+
+        Raises `AdapterError` when nothing was added, `ConfigError` when all weights are zero.
+        """
+        adapter, modules = self._mean.finish()
+        return merged(adapter, modules)[0]
 
 
-def _names(module: ModuleLayout) -> tuple[str | None, str, str]:
-    if module.kind not in _FACTORS:
-        raise AdapterError(
-            f"module {module.path!r} has kind {module.kind!r}, merged aggregation knows "
-            f"{', '.join(_FACTORS)}: use factorwise aggregation"
+def merged(adapter: State, modules: Sequence[ModuleMean]) -> tuple[Aggregate, list[Projection]]:
+    """The mean adapter with all factors replaced by those of the projected means, and the projections."""
+    adapter = dict(adapter)
+    projections, losses = [], []
+    for mean in modules:
+        projection, loss = mean.projected()
+        adapter |= factors_of(mean.module, projection.A, projection.B1, projection.B2)
+        projections.append(projection)
+        losses.append(loss)
+    return Aggregate(adapter, relative_error(losses)), projections
+
+
+def merged_mean(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> Aggregate:
+    """`MergedMean` of adapters that are all there. Raises `ConfigError` when a weight is missing."""
+    if len(weights) != len(adapters):
+        raise ConfigError(
+            f"{len(weights)} weights for {len(adapters)} adapters: give one weight for each adapter"
         )
-    return _FACTORS[module.kind]
-
-
-def _products(module: ModuleLayout, adapters: Sequence[State]) -> Products:
-    A, B1, B2 = (
-        np.array([adapter[module.tensor_name(name)] for adapter in adapters], np.float64)
-        if name
-        else np.ones((len(adapters), 1, 1))
-        for name in _names(module)
-    )
-    return Products(A, B1, B2)
-
-
-def _factors(module: ModuleLayout, projection: Projection) -> State:
-    factors = (projection.A, projection.B1, projection.B2)
-    return {
-        module.tensor_name(name): factor.astype(np.float32)
-        for name, factor in zip(_names(module), factors, strict=True)
-        if name
-    }
+    mean = MergedMean(layout)
+    for adapter, weight in zip(adapters, weights, strict=True):
+        mean.add(adapter, weight)
+    return mean.finish()

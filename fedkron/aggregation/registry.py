@@ -1,47 +1,48 @@
-"""The aggregations that exist, under one signature. A new one is a function, and a line in `AGGREGATIONS`."""
+"""The ways to combine adapters that exist, by name. A new one is a class, and a line in `AGGREGATIONS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
-from fedkron.aggregation.factorwise import factorwise_mean
-from fedkron.aggregation.merged import merged_mean
+from fedkron.aggregation.aggregator import Aggregate, Aggregator
+from fedkron.aggregation.exact import MergedExact
+from fedkron.aggregation.factorwise import FactorwiseMean
+from fedkron.aggregation.merged import MergedMean
+from fedkron.aggregation.stacked import Stacked
 from fedkron.errors import ConfigError
 from fedkron.layout import AdapterLayout, State
 
-
-@dataclass(frozen=True, slots=True)
-class Aggregate:
-    """The aggregated adapter, and the relative error of projecting it (`None` where nothing is projected)."""
-
-    adapter: State
-    projection_error: float | None
-
-
-def _factorwise(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> Aggregate:
-    return Aggregate(factorwise_mean(adapters, weights, layout), None)
+AGGREGATIONS: dict[str, Callable[[AdapterLayout], Aggregator]] = {
+    "factorwise": FactorwiseMean,
+    "merged": MergedMean,
+    "merged_exact": MergedExact,
+    "stacked": Stacked,
+}
+"""Aggregators by the name a run config uses."""
 
 
-def _merged(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> Aggregate:
-    merged = merged_mean(adapters, weights, layout)
-    return Aggregate(merged.adapter, merged.projection_error)
+def aggregator(name: str, layout: AdapterLayout) -> Aggregator:
+    """A new aggregator of this name for adapters of one layout.
 
-
-Aggregation = Callable[[Sequence[State], Sequence[float], AdapterLayout], Aggregate]
-"""Adapters of one layout, their weights, the layout."""
-
-AGGREGATIONS: dict[str, Aggregation] = {"factorwise": _factorwise, "merged": _merged}
-"""Aggregations by the name a run config uses."""
+    Raises `ConfigError` when there is none of this name, `AdapterError` when it cannot do a module's kind.
+    """
+    if name not in AGGREGATIONS:
+        raise ConfigError(f"aggregation {name!r} does not exist: use one of {', '.join(AGGREGATIONS)}")
+    return AGGREGATIONS[name](layout)
 
 
 def aggregate(
     name: str, adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout
 ) -> Aggregate:
-    """Combine adapters by the aggregation of this name.
+    """`aggregator` for adapters that are all there.
 
-    Raises `ConfigError` when there is none of this name, and what the aggregation itself raises.
+    Raises `ConfigError` when a weight is missing, and what the aggregator itself raises.
     """
-    if name not in AGGREGATIONS:
-        raise ConfigError(f"aggregation {name!r} does not exist: use one of {', '.join(AGGREGATIONS)}")
-    return AGGREGATIONS[name](adapters, weights, layout)
+    if len(weights) != len(adapters):
+        raise ConfigError(
+            f"{len(weights)} weights for {len(adapters)} adapters: give one weight for each adapter"
+        )
+    combined = aggregator(name, layout)
+    for adapter, weight in zip(adapters, weights, strict=True):
+        combined.add(adapter, weight)
+    return combined.finish()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedkron.errors import ConfigError
-from fedkron.exchange import AdapterFile, is_peft_checkpoint, load_adapter, save_adapter
+from fedkron.exchange import AdapterFile, check_complete, is_peft_checkpoint, load_adapter, save_adapter
 from fedkron.rundir import ADAPTER
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def _read(options: argparse.Namespace) -> tuple[AdapterFile, tuple[str, ...]]:
     source: Path = options.source
     if not is_peft_checkpoint(source):
         adapter = load_adapter(source / ADAPTER if source.is_dir() else source)
+        check_complete(adapter)
         return replace(adapter, base_name=options.base or adapter.base_name), ()
     from fedkron.exchange.peft_import import import_peft
 

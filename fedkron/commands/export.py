@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkron.errors import BundleError
-from fedkron.exchange import AdapterFile, HeadFile, load_adapter, load_head
-from fedkron.rundir import ADAPTER, HEAD, NODES
+from fedkron.exchange import AdapterFile, HeadFile, folded_fingerprint, load_adapter, load_head, load_terms
+from fedkron.rundir import ADAPTER, HEAD, NODES, TERMS, group_directory
 from fedkron.runlog import read_run
 from fedkron.settings import TrainSettings
 
@@ -46,6 +46,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-o", "--output", type=Path, help="folder to write (default: bundle, beside the adapter)"
     )
     parser.add_argument(
+        "--group", help="the task, cluster or size whose adapter is meant, where a run has several"
+    )
+    parser.add_argument(
         "--head",
         type=Path,
         action="append",
@@ -65,6 +68,7 @@ def export(options: argparse.Namespace) -> int:
     folder, agreements = export_bundle(
         options.source,
         options.output,
+        group=options.group,
         head_files=options.head,
         base_name=options.base,
         max_length=options.max_length,
@@ -83,6 +87,7 @@ def export_bundle(
     source: Path,
     output: Path | None,
     *,
+    group: str | None = None,
     head_files: Sequence[Path] = (),
     base_name: str | None = None,
     max_length: int | None = None,
@@ -90,21 +95,29 @@ def export_bundle(
 ) -> tuple[Path, list[Agreement]]:
     """Export a run folder or an adapter file; returns the bundle's folder and how it agrees with torch.
 
-    Raises what `write_bundle` raises, and `BundleError` when there is no head.
+    Terms that belong to the base of a run are folded into it. Raises what `write_bundle` raises, and
+    `BundleError` when there is no head, or no adapter of this group.
     """
+    from fedkron.adapters import folded
     from fedkron.base import load_base
     from fedkron.edge.bundle import write_bundle
     from fedkron.edge.check import check_against_torch
 
     is_run = source.is_dir()
-    adapter = load_adapter(source / ADAPTER if is_run else source)
-    heads = [load_head(path) for path in head_files] or _heads_of_run(source, adapter)
+    adapter_file = _adapter_of_run(source, group) if is_run else source
+    adapter = load_adapter(adapter_file)
+    heads = [load_head(path) for path in head_files] or _heads_of_run(source, adapter, group)
     trained = read_run(source).settings.train if is_run else TrainSettings()
-    folder = output or (source if is_run else source.parent) / "bundle"
+    folder = output or (adapter_file.parent / "bundle")
     base = load_base(base_name or adapter.base_name)
     base.tokenizer.truncation_side = trained.truncation_side
-    write_bundle(folder, base, adapter, heads, max_length=max_length or trained.max_length, report=report)
-    return folder, check_against_torch(folder, base, adapter, heads, SAMPLE_TEXTS)
+    terms = load_terms(source / TERMS) if is_run and (source / TERMS).exists() else []
+    if terms:
+        report(f"Folding {len(terms)} sets of terms into the base ...")
+        base = replace(base, fingerprint=folded_fingerprint(base.fingerprint, terms))
+    with folded(base.backbone, terms):
+        write_bundle(folder, base, adapter, heads, max_length=max_length or trained.max_length, report=report)
+        return folder, check_against_torch(folder, base, adapter, heads, SAMPLE_TEXTS)
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> Table:
@@ -117,8 +130,19 @@ def agreement_table(agreements: Sequence[Agreement]) -> Table:
     return table
 
 
-def _heads_of_run(source: Path, adapter: AdapterFile) -> Sequence[HeadFile]:
-    """The head of each task: the shared one in the adapter, else that of the task's first node."""
+def _adapter_of_run(run: Path, group: str | None) -> Path:
+    """Where a run's adapter is: that for all, or that of a group."""
+    if group is None:
+        return run / ADAPTER
+    if group not in (groups := read_run(run).groups):
+        raise BundleError(
+            f"{run} has no group {group!r} with an adapter: it has {', '.join(groups) or 'none'}"
+        )
+    return group_directory(run, group) / ADAPTER
+
+
+def _heads_of_run(source: Path, adapter: AdapterFile, group: str | None) -> Sequence[HeadFile]:
+    """The head of each task in the group: the shared one in the adapter, or that of the task's first node."""
     from fedkron.edge.slot import shared_head
 
     if adapter.layout.has_head and source.is_dir():
@@ -126,6 +150,8 @@ def _heads_of_run(source: Path, adapter: AdapterFile) -> Sequence[HeadFile]:
         tasks = sorted(log.rounds[-1].tasks) if log.rounds else []
         return [shared_head(adapter, task, log.settings.shared_labels) for task in tasks]
     files = sorted((source / NODES).glob(f"*/{HEAD}"))
+    if group is not None:
+        files = [file for file in files if file.parent.name in read_run(source).groups[group]]
     first: dict[str, HeadFile] = {}
     for head in map(load_head, files):
         first.setdefault(head.task, head)

@@ -16,6 +16,13 @@ from fedkron.exchange.files import (
     write_atomically,
 )
 from fedkron.exchange.peft_checkpoint import PeftCheckpoint, is_peft_checkpoint, read_peft
+from fedkron.exchange.terms import (
+    check_complete,
+    folded_fingerprint,
+    load_terms,
+    on_folded_base,
+    save_terms,
+)
 
 __all__ = [
     "ADAPTER_VERSION",
@@ -23,12 +30,17 @@ __all__ = [
     "AdapterFile",
     "HeadFile",
     "PeftCheckpoint",
+    "check_complete",
     "file_format",
+    "folded_fingerprint",
     "is_peft_checkpoint",
     "load_adapter",
     "load_head",
+    "load_terms",
+    "on_folded_base",
     "read_peft",
     "save_adapter",
     "save_head",
+    "save_terms",
     "write_atomically",
 ]

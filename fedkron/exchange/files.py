@@ -86,8 +86,8 @@ def load_adapter(path: Path) -> AdapterFile:
     Raises `AdapterError` when it is missing, damaged or of another format, `ContractError` when its
     contract is not that of its own layout.
     """
-    with _naming_the_file(path):
-        tensors, metadata = _unpacked(path, ADAPTER_FORMAT, ADAPTER_VERSION)
+    with naming_the_file(path):
+        tensors, metadata = unpacked(path, ADAPTER_FORMAT, ADAPTER_VERSION)
         layout = AdapterLayout.from_json(json.dumps(metadata["layout"]))
         if layout.contract != metadata["contract"]:
             raise ContractError("the contract does not match the layout: the file was altered")
@@ -115,8 +115,8 @@ def save_head(path: Path, head: HeadFile) -> None:
 
 def load_head(path: Path) -> HeadFile:
     """Read a head file; raises `AdapterError` when it is missing, damaged or of another format."""
-    with _naming_the_file(path):
-        tensors, metadata = _unpacked(path, HEAD_FORMAT, HEAD_VERSION)
+    with naming_the_file(path):
+        tensors, metadata = unpacked(path, HEAD_FORMAT, HEAD_VERSION)
         if tensors.keys() != {"weight", "bias"}:
             raise AdapterError(f"a head has tensors weight and bias, this has {', '.join(sorted(tensors))}")
         head = HeadFile(
@@ -137,7 +137,7 @@ def file_format(path: Path) -> str:
 
     Raises `AdapterError` when it is missing or not a safetensors file.
     """
-    with _naming_the_file(path), safe_open(path, framework="numpy") as file:
+    with naming_the_file(path), safe_open(path, framework="numpy") as file:
         return str(_metadata(file).get("format", "not given"))
 
 
@@ -225,7 +225,10 @@ def _metadata(file: safe_open) -> Metadata:
     return metadata
 
 
-def _unpacked(path: Path, expected_format: str, known_version: int) -> tuple[State, Metadata]:
+def unpacked(path: Path, expected_format: str, known_version: int) -> tuple[State, Metadata]:
+    """Tensors and metadata of one of our safetensors files, checked for format, version and finite
+    float32.
+    """
     with safe_open(path, framework="numpy") as file:
         metadata = _metadata(file)
         if (found := metadata.get("format", "not given")) != expected_format:
@@ -245,7 +248,7 @@ def _unpacked(path: Path, expected_format: str, known_version: int) -> tuple[Sta
 
 
 @contextmanager
-def _naming_the_file(path: Path) -> Iterator[None]:
+def naming_the_file(path: Path) -> Iterator[None]:
     """Every error says which file it is about, and damage of any sort is an `AdapterError`."""
     try:
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from flwr.app import Message, MetricRecord
@@ -27,16 +27,19 @@ class Origin(NamedTuple):
     node: int
 
 
-def admitted(replies: Sequence[Message], weight_key: str, *, arrays: int) -> tuple[list[Message], list[str]]:
+def admitted(
+    replies: Sequence[Message], weight_key: str, arrays: Mapping[int, Collection[str]]
+) -> tuple[list[Message], list[str]]:
     """Split replies with content into those that take part, and the reasons against the others.
 
-    A reply must have so many ArrayRecords, and one MetricRecord of finite numbers: the one under
-    `weight_key` positive, and all named like those of most replies. Its origin may be missing, not malformed.
+    A reply must have the ArrayRecords that `arrays` names for its node (none where it names none), and one
+    MetricRecord of finite numbers: the one under `weight_key` positive, and all named like those of most
+    replies. Its origin may be missing, not malformed.
     """
     sound, refusals = [], []
     for reply in replies:
         try:
-            _check(reply, weight_key, arrays)
+            _check(reply, weight_key, arrays.get(reply.metadata.src_node_id, ()))
             sound.append(reply)
         except PayloadError as error:
             refusals.append(f"node {reply.metadata.src_node_id}: reply refused: {error}")
@@ -63,12 +66,12 @@ def origin_of(reply: Message) -> Origin:
     return Origin(record.get("task", ""), record.get("partition", 0), reply.metadata.src_node_id)  # type: ignore[arg-type]
 
 
-def _check(reply: Message, weight_key: str, arrays: int) -> None:
+def _check(reply: Message, weight_key: str, arrays: Collection[str]) -> None:
     content = reply.content
-    if len(content.array_records) != arrays or len(content.metric_records) != 1:
+    if set(content.array_records) != set(arrays) or len(content.metric_records) != 1:
         raise PayloadError(
-            f"it has {len(content.array_records)} ArrayRecords and {len(content.metric_records)} "
-            f"MetricRecords, expected {arrays} and 1"
+            f"it has ArrayRecords {sorted(content.array_records)} and {len(content.metric_records)} "
+            f"MetricRecords, expected {sorted(arrays)} and 1"
         )
     record: MetricRecord = next(iter(content.metric_records.values()))
     for name, value in record.items():

@@ -63,7 +63,9 @@ class _Sent:
 
 
 class CompressedGrid(GridWrapper):
-    """Wraps a Grid; `upload` and `broadcast` are codec names, `layout` defaults to that of the arrays.
+    """Wraps a Grid; `upload` and `broadcast` are codec names.
+
+    Arrays that are parts of `layout`, in whatever sizes, travel as such; all others as they are.
 
     A node that is known to have an earlier state gets the change since then, any other the whole state.
     Clients need `compressed_exchange` as their first mod. Raises `ConfigError` for an unknown codec.
@@ -84,6 +86,7 @@ class CompressedGrid(GridWrapper):
         self._upload, self._broadcast = codec(upload), codec(broadcast)
         self._sent: dict[str, _Sent] = {}
         self._downlinks: dict[str, Downlink] = {}
+        self._layouts: dict[tuple[tuple[str, tuple[int, ...]], ...], AdapterLayout] = {}
         self.ledger = ledger or Ledger()
 
     def agreed(self, arrays: ArrayRecord, key: str = "arrays") -> ArrayRecord:
@@ -93,8 +96,7 @@ class CompressedGrid(GridWrapper):
         begin with what all have than to send the difference later.
         """
         state = to_state(arrays)
-        layout = self._layout or AdapterLayout.of_arrays(state)
-        self._downlink(key).publish([Target(state, layout, ())], round_=0)
+        self._downlink(key).publish([Target(state, self._layout_of(state), ())], round_=0)
         return to_arrays(self.shared_state(key))
 
     def shared_state(self, key: str = "arrays") -> State:
@@ -143,6 +145,16 @@ class CompressedGrid(GridWrapper):
             if new not in given_up and memory.asked_for not in given_up
         }
 
+    def _layout_of(self, state: State) -> AdapterLayout:
+        """The layout of a record: made once, because a contract takes milliseconds to compute."""
+        shapes = tuple((name, values.shape) for name, values in state.items())
+        if shapes not in self._layouts:
+            layout = self._layout or AdapterLayout("", ())
+            known = {tensor.name for tensor in layout.tensors}
+            ours = not known.isdisjoint(state)
+            self._layouts[shapes] = layout.of_state(state) if ours else AdapterLayout.of_arrays(state)
+        return self._layouts[shapes]
+
     def _downlink(self, key: str) -> Downlink:
         return self._downlinks.setdefault(key, Downlink(self._broadcast))
 
@@ -156,9 +168,8 @@ class CompressedGrid(GridWrapper):
             targets = []
             for lot in lots.values():
                 state = to_state(lot[0].message.content.array_records[key])
-                layout = self._layout or AdapterLayout.of_arrays(state)
                 nodes = tuple(memory.message.metadata.dst_node_id for memory in lot)
-                targets.append(Target(state, layout, nodes))
+                targets.append(Target(state, self._layout_of(state), nodes))
             published = self._downlink(key).publish(targets, sent[0].round)
             for lot, target, shared in zip(lots.values(), targets, published, strict=True):
                 for memory in lot:

@@ -1,8 +1,8 @@
 """FedKron: the Flower strategy that knows what an adapter is.
 
-It is FedAvg with three differences: aggregation respects the adapter's structure (factor-wise, or the
-merged ΔW projected back), accuracy is reported per task, and a round in which too many clients fail ends
-the run as failed instead of going on with whoever is left.
+It is FedAvg with four differences: aggregation respects the adapter's structure (`fedkron.aggregation`);
+nodes may be sent adapters of their own (`fedkron.flower.global_adapter`); accuracy is reported per task; and
+a round in which too many clients fail ends the run as failed instead of going on with whoever is left.
 """
 
 from __future__ import annotations
@@ -11,15 +11,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app.message import make_message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
-from fedkron.aggregation import AGGREGATIONS, aggregate
-from fedkron.errors import ConfigError, RunError
+from fedkron.errors import RunError
 from fedkron.flower.admission import admitted, metrics_of, origin_of
+from fedkron.flower.global_adapter import ARRAYS, Answer, GlobalAdapter, MakeAdapter
+from fedkron.flower.introductions import introduce
+from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD, to_arrays, to_state
 from fedkron.layout import AdapterLayout
+
+CONTRACT, TRAINS = "contract", "trains"
+"""Keys in the config of each message: the contract of the node's adapter, and which records it trains."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +39,34 @@ class TaskReport:
 
 @dataclass
 class RoundReport:
-    """One round as the server saw it. `failures` are the reasons, `projection_error` is relative."""
+    """One round as the server saw it.
+
+    `failures` are the reasons, `projection_error` is relative, `groups` says which clients (task-partition)
+    share an adapter, where not all do.
+    """
 
     round: int
     trained: dict[str, TaskReport] = field(default_factory=dict)
     evaluated: dict[str, TaskReport] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     projection_error: float | None = None
+    groups: dict[str, list[str]] = field(default_factory=dict)
 
 
 class FedKron(FedAvg):
     """Aggregates adapters of one layout; see the module's docstring for what differs from FedAvg.
 
-    `aggregation` is a name in `fedkron.aggregation.AGGREGATIONS`. `max_failure_fraction` is the share of
-    the chosen clients that may fail (error, refusal or no reply in time) in training or evaluation
-    before the run is ended with a `RunError`. `on_round` is called after each round. Everything else
-    is passed on to FedAvg. Raises `ConfigError` for an unknown aggregation.
+    `aggregation` is a name in `fedkron.aggregation.AGGREGATIONS`, or "alternating". `adapters` says who
+    shares an adapter: all (`one_for_all`), nodes of the same size (`PerSize`) or task (`PerTask`), or
+    `clustered(…)`. `optimizer` is a Flower strategy that is given the aggregate as the only reply of a round,
+    and what it makes of it is the new adapter: FedAvgM, FedAdam or FedYogi (Reddi et al. 2021) then step
+    along the pseudo-gradient of the merged ΔW; it chooses the clients, too. `max_failure_fraction` is the
+    share of the chosen clients that may fail (error, refusal or no reply in time) in training or evaluation
+    before the run is ended with a `RunError`. `on_round` is called after each round. Everything else is
+    passed on to FedAvg.
+
+    Raises `ConfigError` for an unknown aggregation, or one that `adapters` cannot do; `AdapterError` for a
+    kind of adapter that the aggregation does not know.
     """
 
     def __init__(
@@ -56,37 +74,34 @@ class FedKron(FedAvg):
         layout: AdapterLayout,
         *,
         aggregation: str = "factorwise",
+        adapters: MakeAdapter = one_for_all,
+        optimizer: FedAvg | None = None,
         max_failure_fraction: float = 0.5,
-        on_round: Callable[[RoundReport, ArrayRecord], None] = lambda *_: None,
+        on_round: Callable[[RoundReport, GlobalAdapter], None] = lambda *_: None,
         **fedavg: object,
     ) -> None:
-        if aggregation not in AGGREGATIONS:
-            raise ConfigError(
-                f"aggregation {aggregation!r} does not exist: use one of {', '.join(AGGREGATIONS)}"
-            )
         super().__init__(**fedavg)  # type: ignore[arg-type]
-        self._layout = layout
-        self._aggregation = aggregation
+        self.adapters = adapters(layout, aggregation)
+        self._optimizer = optimizer
         self._max_failure_fraction = max_failure_fraction
         self._on_round = on_round
         self._report = RoundReport(0)
-        self._expected = 0
-        self._arrays = ArrayRecord()
+        self._expected: dict[int, tuple[str, ...]] = {}
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Choose the clients of this round, as FedAvg does."""
-        messages = list(super().configure_train(server_round, arrays, config, grid))
+        """Choose the clients of this round, and send each its adapter.
+
+        Raises `RunError` when too many of them could not say who they are, where that matters.
+        """
         self._report = RoundReport(server_round)
-        self._expected = len(messages)
-        self._arrays = arrays
-        return messages
+        choose = super().configure_train if self._optimizer is None else self._optimizer.configure_train
+        messages = choose(server_round, arrays, config, grid)
+        return self._addressed(messages, server_round, arrays, grid)
 
     def aggregate_train(
-        self,
-        server_round: int,  # noqa: ARG002
-        replies: Iterable[Message],
+        self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combine the clients' adapters, weighted by their numbers of examples.
 
@@ -95,23 +110,34 @@ class FedKron(FedAvg):
         valid = self._admit(replies, is_train=True)
         if not valid:
             return None, None
-        adapters = [to_state(next(iter(reply.content.array_records.values()))) for reply in valid]
-        weights = [metrics_of(reply)[self.weighted_by_key] for reply in valid]
-        combined = aggregate(self._aggregation, adapters, weights, self._layout)
+        answers = [
+            Answer(
+                origin_of(reply),
+                {key: to_state(record) for key, record in reply.content.array_records.items()},
+                metrics_of(reply)[self.weighted_by_key],
+            )
+            for reply in valid
+        ]
+        combined = self.adapters.combine(answers)
         self._report.projection_error = combined.projection_error
         self._report.trained = self._by_task(valid)
-        self._arrays = to_arrays(combined.adapter)
-        return self._arrays, self.train_metrics_aggr_fn(
-            [reply.content for reply in valid], self.weighted_by_key
-        )
+        metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
+        arrays = to_arrays(combined.adapter)
+        if self._optimizer is not None:
+            weight = MetricRecord({self.weighted_by_key: sum(answer.weight for answer in answers)})
+            content = RecordDict({ARRAYS: arrays, "metrics": weight})
+            reply = make_message(valid[0].metadata, content=content)
+            stepped, _ = self._optimizer.aggregate_train(server_round, [reply])
+            assert stepped is not None
+            arrays = to_arrays(to_state(stepped))  # Flower's optimizers may return float64
+        return arrays, metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Choose the clients that evaluate, as FedAvg does."""
-        messages = list(super().configure_evaluate(server_round, arrays, config, grid))
-        self._expected = len(messages)
-        return messages
+        """Choose the clients that evaluate, as FedAvg does, and send each its adapter."""
+        messages = super().configure_evaluate(server_round, arrays, config, grid)
+        return self._addressed(messages, server_round, arrays, grid)
 
     def aggregate_evaluate(
         self,
@@ -124,27 +150,59 @@ class FedKron(FedAvg):
         """
         valid = self._admit(replies, is_train=False)
         self._report.evaluated = self._by_task(valid)
-        self._on_round(self._report, self._arrays)
+        self._report.groups = self._groups(valid)
+        self._on_round(self._report, self.adapters)
         if not valid:
             return None
         return self.evaluate_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
 
+    def _addressed(
+        self, messages: Iterable[Message], server_round: int, arrays: ArrayRecord, grid: Grid
+    ) -> list[Message]:
+        """The messages to all who said who they are, with what each is to get."""
+        messages = list(messages)
+        strangers = self.adapters.strangers([message.metadata.dst_node_id for message in messages])
+        unknown = introduce(strangers, self.adapters, grid, server_round)
+        self._report.failures += unknown.values()
+        self._expected = {}
+        self.adapters.adopt(server_round, arrays)
+        known = [message for message in messages if message.metadata.dst_node_id not in unknown]
+        for message in known:
+            sent = self.adapters.sent(message.metadata.dst_node_id)
+            config = ConfigRecord(dict(message.content.config_records[self.configrecord_key]))
+            config[CONTRACT] = sent.layout.contract
+            if sent.trains != tuple(sent.records):
+                config[TRAINS] = list(sent.trains)
+            message.content = RecordDict({**sent.records, self.configrecord_key: config})
+            self._expected[message.metadata.dst_node_id] = sent.trains
+        self._check_failures(list(unknown.values()), len(messages), "introducing themselves")
+        return known
+
     def _admit(self, replies: Iterable[Message], *, is_train: bool) -> list[Message]:
         replies = list(replies)
         answers, errors = self._check_and_log_replies(replies, is_train, validate=False)
-        valid, refusals = admitted(answers, self.weighted_by_key, arrays=int(is_train))
+        valid, refusals = admitted(answers, self.weighted_by_key, self._expected if is_train else {})
         failures = [f"node {e.metadata.src_node_id}: {_reason(e.error)}" for e in errors] + refusals
-        failures += ["no reply in time"] * (self._expected - len(replies))
+        failures += ["no reply in time"] * (len(self._expected) - len(replies))
         self._report.failures += failures
-        if len(failures) > self._max_failure_fraction * self._expected:
-            phase = "training" if is_train else "evaluation"
+        self._check_failures(failures, len(self._expected), "training" if is_train else "evaluation")
+        # Floating-point sums depend on their order, and node ids differ from run to run.
+        return sorted(valid, key=origin_of)
+
+    def _check_failures(self, failures: list[str], expected: int, phase: str) -> None:
+        if len(failures) > self._max_failure_fraction * expected:
             raise RunError(
-                f"round {self._report.round}: {len(failures)} of {self._expected} clients failed in {phase}, "
+                f"round {self._report.round}: {len(failures)} of {expected} clients failed in {phase}, "
                 f"more than max-failure-fraction = {self._max_failure_fraction:g} allows; "
                 f"first: {failures[0]}"
             )
-        # Floating-point sums depend on their order, and node ids differ from run to run.
-        return sorted(valid, key=origin_of)
+
+    def _groups(self, replies: list[Message]) -> dict[str, list[str]]:
+        groups: dict[str, list[str]] = {}
+        for origin in map(origin_of, replies):
+            if group := self.adapters.group_of(origin.node):
+                groups.setdefault(group, []).append(f"{origin.task}-{origin.partition}")
+        return groups
 
     def _by_task(self, replies: list[Message]) -> dict[str, TaskReport]:
         groups: dict[str, list[Message]] = {}

@@ -4,33 +4,34 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 import clients.app
-from clients.app import HEAD_ONLY, METRICS
+from clients.app import METRICS
 from clients.worker import Worker, load_worker
 from fedkron.adapters import adapted_layers, adapter_layout, adapter_state
-from fedkron.errors import RunError
 from fedkron.flower import ORIGIN, CompressedGrid, FedKron
 from fedkron.flower.metered_grid import MeteredGrid
 from fedkron.flower.wire import to_arrays
 from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import totals_by_round
 from fedkron.settings import run_config
-from simulations.compression_study.data import sources
 from simulations.compression_study.forgetting import ForgetfulServer, forgetful_client
-from simulations.compression_study.jobs import Job, Outcome, Workload
+from simulations.compression_study.jobs import Job
 from simulations.compression_study.schemes import FORGETFUL, PLAIN, SEAM, Scheme
 from simulations.in_process import InProcessGrid
+from simulations.study.data import sources
+from simulations.study.federation import StrictGrid, recall_head_only, remember_head_only
+from simulations.study.outcome import Outcome
 
 
 @dataclass(frozen=True)
@@ -49,13 +50,19 @@ def federate(job: Job) -> Outcome:
     Raises `RunError` when any node fails, `ConfigError` for a codec that does not exist.
     """
     started = time.perf_counter()
-    exchange = EXCHANGES[job.scheme.exchange]
+    exchange, data = EXCHANGES[job.scheme.exchange], (job.workload, job.seed, job.split)
     with TemporaryDirectory(prefix="fedkron-study-") as folder:
-        settings = job.settings(sources(job, Path(folder)), folder)
+        settings = job.workload.settings(
+            sources(job.workload.tasks, job.split, job.seed, Path(folder)),
+            kind=job.scheme.kind,
+            seed=job.seed,
+            learning_rate=job.learning_rate,
+            folder=folder,
+        )
         worker = load_worker(settings.base, settings.adapter, settings.device, settings.train.truncation_side)
         layout, initial = _initial_adapter(worker, job.seed)
         nodes = StrictGrid(exchange.app, job.workload.clients, run_config(settings))
-        _recall_head_only(job, nodes)
+        recall_head_only(data, nodes)
         grid = exchange.grid(nodes, layout, job.scheme)
         evaluations = Evaluations()
         strategy = exchange.strategy(
@@ -74,7 +81,7 @@ def federate(job: Job) -> Outcome:
             train_config=contract,
             evaluate_config=contract,
         )
-        _remember_head_only(job, nodes)
+        remember_head_only(data, nodes)
     by_round = totals_by_round(grid.ledger.transfers)
     return Outcome(
         tasks=evaluations.tasks,
@@ -85,18 +92,6 @@ def federate(job: Job) -> Outcome:
         down=tuple(total.message_down for total in by_round.values()),
         seconds=time.perf_counter() - started,
     )
-
-
-class StrictGrid(InProcessGrid):
-    """One failure of one node ends the run: a mean over the others could not be compared."""
-
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Hand out replies; raises `RunError` for one that is an error."""
-        replies = list(super().pull_messages(message_ids))
-        for reply in replies:
-            if reply.has_error():
-                raise RunError(f"node {reply.metadata.src_node_id} failed: {reply.error.reason}")
-        return replies
 
 
 class Evaluations:
@@ -154,19 +149,3 @@ def _initial_adapter(worker: Worker, seed: int) -> tuple[AdapterLayout, State]:
     for _, layer in adapted_layers(worker.adapted):
         layer.reset_factors()
     return adapter_layout(worker.adapted, worker.fingerprint), adapter_state(worker.adapted)
-
-
-# A node measures once, at its first evaluation, what a head alone reaches. That takes as long as a round, and
-# is the same for every scheme.
-_head_only: dict[tuple[Workload, int, str], dict[int, MetricRecord]] = {}
-
-
-def _recall_head_only(job: Job, nodes: InProcessGrid) -> None:
-    for node, record in _head_only.get((job.workload, job.seed, job.split), {}).items():
-        nodes.contexts[node].state[HEAD_ONLY] = record
-
-
-def _remember_head_only(job: Job, nodes: InProcessGrid) -> None:
-    _head_only[job.workload, job.seed, job.split] = {
-        node: context.state.metric_records[HEAD_ONLY] for node, context in nodes.contexts.items()
-    }

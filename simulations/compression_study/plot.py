@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib as mpl
+from matplotlib.axes import Axes
 
 from simulations.compression_study.schemes import FORGETFUL, PLAIN, SEAM
 from simulations.compression_study.summary import Line
-
-mpl.use("Agg")  # before pyplot: no screen is needed
-
-from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from simulations.study.figure import figure, kilobytes_axis
 
 TOO_NEAR = 1.4
 """Labels of schemes whose bytes differ by a smaller factor would run into each other."""
@@ -32,9 +28,7 @@ LOOKS = {
 
 def plot(lines: Sequence[Line], file: Path) -> None:
     """Draw accuracy (last two rounds, bars: standard deviation over seeds) over kB both ways."""
-    # Without a fixed salt and with the date, no two SVG files are alike.
-    with mpl.rc_context({"svg.hashsalt": "fedkron", "font.size": 9}):
-        figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    with figure(file, figsize=(8, 5)) as axes:
         for exchange, look in LOOKS.items():
             group = [line for line in lines if line.scheme.exchange == exchange]
             if not group:
@@ -51,18 +45,11 @@ def plot(lines: Sequence[Line], file: Path) -> None:
             direction = -1 if exchange == FORGETFUL else 1
             for line, level in _levels(group):
                 _label(axes, line, direction * (8 + 11 * level))
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel("kB per client and round, up and down (serialized Flower messages)")
+        kilobytes_axis(axes)
         axes.set_ylabel("accuracy in %, mean over tasks")
         axes.grid(visible=True, alpha=0.2)
         axes.margins(x=0.08, y=0.12)
         axes.legend(loc="lower right")
-        metadata = {"Date": None} if file.suffix == ".svg" else {}
-        figure.savefig(file, dpi=160, metadata=metadata)
-        plt.close(figure)
 
 
 def _levels(group: Sequence[Line]) -> list[tuple[Line, int]]:
@@ -75,7 +62,7 @@ def _levels(group: Sequence[Line]) -> list[tuple[Line, int]]:
     return levels
 
 
-def _label(axes: plt.Axes, line: Line, offset: int) -> None:
+def _label(axes: Axes, line: Line, offset: int) -> None:
     axes.annotate(
         line.scheme.name.removesuffix("-no-feedback"),
         (line.traffic.both / 1000, 100 * line.smooth.mean),

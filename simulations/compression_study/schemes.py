@@ -45,3 +45,12 @@ SCHEMES = {scheme.name: scheme for scheme in ALL}
 def lossless(scheme: Scheme) -> Scheme:
     """The scheme of the same kind that loses nothing: with it the learning rate is tuned."""
     return {LORA: BASELINE, KRON_LORA: REFERENCE}[scheme.kind]
+
+
+def title(scheme: Scheme) -> str:
+    """A scheme's name among others."""
+    if scheme.exchange == PLAIN:
+        return f"{scheme.name}, plain Flower"
+    suffix = ", no feedback" if scheme.exchange == FORGETFUL else ""
+    codecs = dict.fromkeys((scheme.upload, scheme.broadcast))
+    return f"Kron-LoRA {' up, '.join(codecs)}{' down' if len(codecs) > 1 else ''}{suffix}"

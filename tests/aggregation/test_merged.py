@@ -4,20 +4,26 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from aggregation_cases import (
+    combined,
     delta,
+    dense_alternation,
+    grid_of,
     kron_module,
+    krona_module,
     layout_of,
+    leading_left_vector,
     lora_module,
     mean_delta,
     neighbours,
     random_adapter,
+    rearranged,
     relative_distance,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkron.aggregation import factorwise_mean, merged_mean
-from fedkron.errors import AdapterError
+from fedkron.aggregation import MergedMean, factorwise_mean, merged_mean
+from fedkron.errors import AdapterError, ConfigError
 from fedkron.layout import ModuleLayout, TensorLayout
 
 patient = settings(deadline=None, max_examples=60)  # a busy machine is not a failure
@@ -28,29 +34,8 @@ scales = st.sampled_from([0.25, 1.0, 4.0])
 kron_modules = st.builds(
     kron_module, left=st.tuples(sides, sides), d_B2=sides, rank=ranks, d_B1=sides, scale=scales
 )
+krona_modules = st.builds(krona_module, left=st.tuples(sides, sides), d_B2=sides, d_B1=sides, scale=scales)
 lora_modules = st.builds(lora_module, d_out=sides, rank=ranks, d_in=sides, scale=scales)
-
-
-def rearranged(matrix: np.ndarray, module: ModuleLayout) -> np.ndarray:
-    """Van Loan's rearrangement: entry (i, j) block of size d_B2×d_B1 becomes row (i·d_A1 + j)."""
-    (d_A2, d_A1), (d_B2, _), (_, d_B1) = (tensor.shape for tensor in module.factors)
-    blocks = matrix.reshape(d_A2, d_B2, d_A1, d_B1).transpose(0, 2, 1, 3)
-    return blocks.reshape(d_A2 * d_A1, d_B2, d_B1)
-
-
-def dense_alternation(tensor: np.ndarray, rank: int, start: np.ndarray) -> np.ndarray:
-    """Nearest a ⊗ (rank-r B) to the dense rearranged tensor, by 500 plain alternations."""
-    a = start / np.linalg.norm(start)
-    for _ in range(500):
-        U, S, Vt = np.linalg.svd(np.tensordot(a, tensor, axes=1), full_matrices=False)
-        B = (U[:, :rank] * S[:rank]) @ Vt[:rank]
-        a = np.tensordot(tensor, B, axes=2)
-        a /= np.linalg.norm(a)
-    return np.multiply.outer(a, B)
-
-
-def leading_left_vector(tensor: np.ndarray) -> np.ndarray:
-    return np.linalg.svd(tensor.reshape(len(tensor), -1), full_matrices=False)[0][:, 0]
 
 
 @patient
@@ -80,10 +65,10 @@ def test_kron_projection_agrees_with_dense_alternation_in_van_loans_rearrangemen
     layout = layout_of(module)
     adapters = neighbours(layout, 4, np.random.default_rng(seed), spread=0.6)
     weights = [1.0, 2.0, 3.0, 4.0]
-    tensor = rearranged(mean_delta(adapters, weights, module), module)
+    tensor = rearranged(mean_delta(adapters, weights, module), grid_of(module))
     truth = dense_alternation(tensor, 3, leading_left_vector(tensor))
     merged = merged_mean(adapters, weights, layout)
-    assert relative_distance(rearranged(delta(merged.adapter, module), module), truth) < 1e-6
+    assert relative_distance(rearranged(delta(merged.adapter, module), grid_of(module)), truth) < 1e-6
     expected_error = np.linalg.norm(tensor - truth) / np.linalg.norm(tensor)
     assert merged.projection_error == pytest.approx(expected_error, rel=1e-6)
 
@@ -94,7 +79,7 @@ def test_no_random_start_of_a_dense_alternation_finds_a_better_projection(seed: 
     layout = layout_of(module)
     rng = np.random.default_rng(seed)
     adapters = neighbours(layout, 5, rng)
-    tensor = rearranged(mean_delta(adapters, [1] * 5, module), module)
+    tensor = rearranged(mean_delta(adapters, [1] * 5, module), grid_of(module))
     rivals = [dense_alternation(tensor, 2, rng.standard_normal(8)) for _ in range(8)]
     best = min(np.linalg.norm(tensor - rival) for rival in rivals) / np.linalg.norm(tensor)
     assert merged_mean(adapters, [1] * 5, layout).projection_error <= best * (1 + 1e-6)
@@ -324,8 +309,142 @@ def test_merging_a_large_layer_takes_far_less_memory_than_its_delta() -> None:
     assert peak < 20e6
 
 
-def test_a_kind_without_a_product_is_refused_and_names_the_module() -> None:
-    layout = layout_of(ModuleLayout("q", "ia3", 1.0, (4, 4), (TensorLayout("scale", (4,)),)))
-    adapter = random_adapter(layout, np.random.default_rng(21))
-    with pytest.raises(AdapterError, match=r"module 'q' has kind 'ia3'.*kron_lora, lora"):
-        merged_mean([adapter], [1], layout)
+@patient
+@given(krona_modules, seeds, st.integers(1, 4))
+def test_krona_projection_is_the_leading_singular_pair_of_the_dense_rearranged_mean(
+    module: ModuleLayout, seed: int, count: int
+) -> None:
+    layout = layout_of(module)
+    rng = np.random.default_rng(seed)
+    adapters = [random_adapter(layout, rng) for _ in range(count)]
+    weights = rng.uniform(0.5, 2, count).tolist()
+    mean = mean_delta(adapters, weights, module)
+    blocks = grid_of(module)[0] * grid_of(module)[1]
+    S = np.linalg.svd(rearranged(mean, grid_of(module)).reshape(blocks, -1), compute_uv=False)
+    expected = np.sqrt(np.sum(S[1:] ** 2) / np.sum(S**2))
+    merged = merged_mean(adapters, weights, layout)
+    assert merged.projection_error == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert relative_distance(delta(merged.adapter, module), mean) == pytest.approx(expected, abs=1e-6)
+
+
+def test_where_the_rank_does_not_bind_the_projection_is_the_svd_of_the_dense_rearranged_mean() -> None:
+    module = kron_module(left=(4, 2), d_B2=5, rank=4, d_B1=4)
+    layout = layout_of(module)
+    adapters = neighbours(layout, 6, np.random.default_rng(22), spread=0.8)
+    weights = [1, 2, 3, 1, 2, 3]
+    mean = mean_delta(adapters, weights, module)
+    S = np.linalg.svd(rearranged(mean, (4, 2)).reshape(8, -1), compute_uv=False)
+    merged = merged_mean(adapters, weights, layout)
+    assert merged.projection_error == pytest.approx(np.sqrt(np.sum(S[1:] ** 2) / np.sum(S**2)), rel=1e-6)
+
+
+MIXED = layout_of(
+    kron_module(d_B2=12, rank=3, d_B1=9), lora_module(), krona_module(), dense=(TensorLayout("head", (3, 4)),)
+)
+
+
+def test_weights_one_and_three_are_four_clients_three_of_them_equal() -> None:
+    a, b = neighbours(MIXED, 2, np.random.default_rng(23))
+    weighted, repeated = merged_mean([a, b], [1, 3], MIXED), merged_mean([b, a, b, b], [1] * 4, MIXED)
+    for name, tensor in weighted.adapter.items():
+        np.testing.assert_allclose(tensor, repeated.adapter[name], rtol=1e-4, atol=1e-5)
+    assert weighted.projection_error == pytest.approx(repeated.projection_error, rel=1e-6)
+
+
+def test_adapters_folded_in_one_by_one_or_all_at_once_make_the_same_mean() -> None:
+    adapters = neighbours(MIXED, 7, np.random.default_rng(24))
+    weights = [3, 1, 4, 1, 5, 9, 2]
+    at_once = combined(MergedMean(MIXED), adapters, weights)  # 128 columns are not reached
+    # Of at most 12 directions a side nothing is cut off, but four adapters of rank 3 make a batch.
+    in_batches = combined(MergedMean(MIXED, max_rank=12), adapters, weights)
+    for name, tensor in at_once.adapter.items():
+        np.testing.assert_allclose(in_batches.adapter[name], tensor, rtol=1e-5, atol=1e-6)
+    assert in_batches.projection_error == pytest.approx(at_once.projection_error, rel=1e-9)
+
+
+@pytest.mark.parametrize("max_rank", [3, 6, 9])
+@pytest.mark.parametrize("seed", range(4))
+def test_the_reported_error_of_a_truncated_sum_is_an_upper_bound(seed: int, max_rank: int) -> None:
+    layout = layout_of(kron_module(d_B2=14, rank=3, d_B1=13), lora_module(d_out=16, d_in=15))
+    adapters = neighbours(layout, 20, np.random.default_rng(seed), spread=0.5)
+    weights = np.random.default_rng(seed).uniform(0.5, 2, 20).tolist()
+    merged = combined(MergedMean(layout, max_rank), adapters, weights)
+    means = [mean_delta(adapters, weights, module) for module in layout.modules]
+    lost = sum(
+        np.linalg.norm(mean - delta(merged.adapter, module)) ** 2
+        for mean, module in zip(means, layout.modules, strict=True)
+    )
+    actual = np.sqrt(lost / sum(np.linalg.norm(mean) ** 2 for mean in means))
+    assert merged.projection_error is not None
+    assert actual < merged.projection_error < 30 * actual
+    exact = merged_mean(adapters, weights, layout).projection_error
+    assert exact is not None
+    assert exact <= actual * (1 + 1e-6)
+
+
+def test_what_is_kept_of_200_clients_is_not_more_than_of_20() -> None:
+    layout = layout_of(kron_module(d_B2=64, rank=4, d_B1=48), lora_module(d_out=60, rank=4, d_in=50))
+    rng = np.random.default_rng(25)
+    merging = MergedMean(layout, max_rank=16)
+    sizes = []
+    for _ in range(200):
+        merging.add(random_adapter(layout, rng), rng.uniform(1, 9))
+        sizes.append(merging.size)
+    assert max(sizes[20:]) <= max(sizes[:20])
+    cores = 8 * 16**2 + 16**2
+    bases = 16 * (64 + 48 + 60 + 50) + 8 * 8 + 1
+    assert min(sizes) > 0
+    assert max(sizes) < cores + bases + 4 * layout.size  # less than a batch of four is pending
+
+
+def test_a_refused_adapter_or_weight_leaves_the_mean_as_it_was() -> None:
+    good = neighbours(MIXED, 2, np.random.default_rng(26))
+    poisoned = {**good[0], "q.B1": np.full_like(good[0]["q.B1"], np.nan)}
+    foreign = {**good[0], "q.A": good[0]["q.A"].T}
+    merging = MergedMean(MIXED)
+    merging.add(good[0], 2)
+    for adapter, weight, error in [
+        (poisoned, 1, AdapterError),
+        (foreign, 1, AdapterError),
+        (good[1], -1, ConfigError),
+        (good[1], float("nan"), ConfigError),
+        (good[1], float("inf"), ConfigError),
+    ]:
+        with pytest.raises(error):
+            merging.add(adapter, weight)
+    merging.add(good[1], 1)
+    result, expected = merging.finish(), merged_mean(good, [2, 1], MIXED)
+    assert all(np.array_equal(result.adapter[name], expected.adapter[name]) for name in expected.adapter)
+
+
+def test_what_was_handed_in_may_be_overwritten_afterwards() -> None:
+    adapters = neighbours(MIXED, 2, np.random.default_rng(27))
+    expected = merged_mean(adapters, [1, 2], MIXED).adapter
+    buffer = {name: np.empty_like(tensor) for name, tensor in adapters[0].items()}
+    merging = MergedMean(MIXED)
+    for adapter, weight in zip(adapters, [1, 2], strict=True):
+        for name, tensor in adapter.items():
+            buffer[name][...] = tensor
+        merging.add(buffer, weight)
+    result = merging.finish().adapter
+    assert all(np.array_equal(result[name], expected[name]) for name in expected)
+
+
+def test_without_clients_or_with_weights_of_zero_only_there_is_no_mean() -> None:
+    with pytest.raises(AdapterError, match="no adapter to aggregate"):
+        MergedMean(MIXED).finish()
+    with pytest.raises(ConfigError, match="all weights are zero"):
+        combined(MergedMean(MIXED), neighbours(MIXED, 2, np.random.default_rng(28)), [0, 0])
+
+
+def test_weights_near_the_largest_float_do_not_overflow() -> None:
+    adapters = neighbours(MIXED, 2, np.random.default_rng(29))
+    huge, even = (merged_mean(adapters, [weight] * 2, MIXED).adapter for weight in (1e307, 1.0))
+    assert all(np.array_equal(huge[name], even[name]) for name in even)
+
+
+@pytest.mark.parametrize("kind", ["adakron", "moka", "ia3"])
+def test_a_kind_that_is_not_one_product_is_refused_before_anybody_trains(kind: str) -> None:
+    layout = layout_of(ModuleLayout("q", kind, 1.0, (4, 4), (TensorLayout("scale", (4,)),)))
+    with pytest.raises(AdapterError, match=rf"module 'q' has kind '{kind}'.*kron_lora, lora.*factorwise"):
+        MergedMean(layout)

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 from federation_cases import ObservedGrid, wire_size
 from flwr.app import ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp.mod import LocalDpMod, fixedclipping_mod
-from flwr.serverapp.strategy import (
-    DifferentialPrivacyClientSideFixedClipping,
-    DifferentialPrivacyServerSideFixedClipping,
-    FedAdam,
-    FedAvg,
-    FedMedian,
-    Krum,
-    Strategy,
-)
+from flwr.serverapp.strategy import FedAvg, Strategy
 from seam_cases import (
     SHAPES,
     MuteGrid,
@@ -73,14 +64,6 @@ def train_messages(state: State, nodes: Iterable[int], round_: int = 1) -> list[
 # ------------------------------------------------------------------ any app, any strategy
 
 
-def test_third_party_app_with_lossless_codecs_gets_what_plain_fedavg_gives() -> None:
-    plain = run(FedAvg(), InProcessGrid(third_party_app([]), NODES, {}))
-    compressed = run(FedAvg(), on_the_seam("fp32", "fp32"))
-    assert list(compressed) == list(plain)
-    for name in SHAPES:
-        np.testing.assert_allclose(compressed[name], plain[name], rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("upload", "broadcast"), [("int4", "int8"), ("int8", "int4"), ("fp16", "fp16"), ("ecsq:3", "ecsq:3")]
 )
@@ -112,58 +95,6 @@ def test_quantized_federation_ends_close_to_the_plain_one_and_pays_for_payloads_
                 assert size - 2 * DIGEST_SIZE in changes
             case _:
                 assert size == 0
-
-
-STRATEGIES: dict[str, tuple[Callable[[], Strategy], list[object]]] = {
-    "FedAvg": (FedAvg, []),
-    "FedAdam": (lambda: FedAdam(eta=0.1, tau=0.01), []),
-    "FedMedian": (FedMedian, []),
-    "Krum": (Krum, []),
-    "client-side clipping": (
-        lambda: DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.0, 2.0, NODES),
-        [fixedclipping_mod],
-    ),
-    "server-side clipping": (
-        lambda: DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.0, 2.0, NODES),
-        [],
-    ),
-}
-
-
-@pytest.mark.parametrize("name", STRATEGIES)
-def test_flower_strategies_give_on_the_seam_what_they_give_without_it(name: str) -> None:
-    # Without noise, so that the differential privacy wrappers can be compared too.
-    strategy, train_mods = STRATEGIES[name]
-    plain = run(strategy(), InProcessGrid(third_party_app([], train_mods=train_mods), NODES, {}))
-    seam = run(strategy(), on_the_seam("fp32", "fp32", train_mods=train_mods))
-    assert list(seam) == list(plain)
-    for array in SHAPES:
-        np.testing.assert_allclose(seam[array], plain[array], rtol=1e-4, atol=1e-5)
-        assert not np.allclose(seam[array], initial()[array], atol=1e-3)
-
-
-PRIVATE: dict[str, tuple[Callable[[], Strategy], list[object]]] = {
-    "client-side clipping with noise": (
-        lambda: DifferentialPrivacyClientSideFixedClipping(FedAvg(), 0.1, 2.0, NODES),
-        [fixedclipping_mod],
-    ),
-    "server-side clipping with noise": (
-        lambda: DifferentialPrivacyServerSideFixedClipping(FedAvg(), 0.1, 2.0, NODES),
-        [],
-    ),
-    "local differential privacy": (FedAvg, [LocalDpMod(2.0, 0.001, 1.0, 1e-5)]),
-}
-
-
-@pytest.mark.parametrize("name", [*STRATEGIES, *PRIVATE])
-def test_flower_strategies_run_on_four_bits(name: str) -> None:
-    strategy, train_mods = {**STRATEGIES, **PRIVATE}[name]
-    grid = on_the_seam("int4", "int8", train_mods=train_mods)
-    arrays = run(strategy(), grid)
-    assert {array: values.shape for array, values in arrays.items()} == SHAPES
-    assert all(np.isfinite(values).all() for values in arrays.values())
-    # Every node took part in every round: nothing was refused.
-    assert len(grid.ledger.transfers) == 3 * NODES * 4
 
 
 def test_messages_with_different_arrays_each_keep_their_own() -> None:

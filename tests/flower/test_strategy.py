@@ -21,6 +21,7 @@ from fedkron.flower import (
     compressed_exchange,
     explained_errors,
 )
+from fedkron.flower.global_adapter import FOR_ALL, GlobalAdapter
 from fedkron.layout import AdapterLayout, ModuleLayout, TensorLayout
 from simulations.in_process import InProcessGrid
 
@@ -94,14 +95,19 @@ class Run:
         self.reports: list[RoundReport] = []
         self.saved: list[State] = []
 
-        def on_round(report: RoundReport, arrays: object) -> None:
+        def on_round(report: RoundReport, adapters: GlobalAdapter) -> None:
             self.reports.append(report)
-            self.saved.append(state_of(arrays))
+            self.saved.append(adapter_for_all(adapters))
 
         strategy = FedKron(LAYOUT, on_round=on_round, **options)
         seam = CompressedGrid(grid, layout=LAYOUT, upload="fp32", broadcast="fp32", poll_interval=0.01)
         result = strategy.start(seam, record(zeros()), num_rounds=rounds, timeout=timeout)
         self.arrays = state_of(result.arrays)
+
+
+def adapter_for_all(adapters: GlobalAdapter) -> State:
+    records = adapters.held()[FOR_ALL].records
+    return {name: values for record in records.values() for name, values in state_of(record).items()}
 
 
 def mean_of(partitions: Sequence[int]) -> State:
@@ -255,7 +261,7 @@ def test_adapter_stays_as_it_is_when_all_may_fail_and_do() -> None:
     assert strategy.aggregate_train(1, seam.send_and_receive(messages)) == (None, None)
     saved: list[State] = []
     strategy = FedKron(
-        LAYOUT, max_failure_fraction=1.0, on_round=lambda _, arrays: saved.append(state_of(arrays))
+        LAYOUT, max_failure_fraction=1.0, on_round=lambda _, held: saved.append(adapter_for_all(held))
     )
     strategy.start(seam, record(start), num_rounds=2)
     assert_close(saved[-1], start)
@@ -340,10 +346,10 @@ def more_metrics(content: RecordDict) -> None:
 SPOILED: dict[str, tuple[Callable[[RecordDict], object], str]] = {
     "no arrays": (
         lambda content: content.pop("arrays"),
-        "0 ArrayRecords and 1 MetricRecords, expected 1 and 1",
+        "ArrayRecords [] and 1 MetricRecords, expected ['arrays'] and 1",
     ),
-    "no metrics": (lambda content: content.pop("metrics"), "1 ArrayRecords and 0 MetricRecords"),
-    "two sets of metrics": (more_metrics, "1 ArrayRecords and 2 MetricRecords"),
+    "no metrics": (lambda content: content.pop("metrics"), "ArrayRecords ['arrays'] and 0 MetricRecords"),
+    "two sets of metrics": (more_metrics, "ArrayRecords ['arrays'] and 2 MetricRecords"),
     "no number of examples": (metrics_with(num_examples=None), "'num-examples' is None"),
     "no examples": (metrics_with(num_examples=0), "'num-examples' is 0"),
     "a negative number of examples": (metrics_with(num_examples=-5), "'num-examples' is -5"),

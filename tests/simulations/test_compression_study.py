@@ -24,17 +24,20 @@ from fedkron.flower.client_mod import RESIDUAL
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout
 from simulations.compression import Study, run
-from simulations.compression_study import summary
-from simulations.compression_study.data import hold_out
 from simulations.compression_study.federation import EXCHANGES, Exchange, federate
 from simulations.compression_study.forgetting import ForgetfulServer
-from simulations.compression_study.jobs import TEST, Job, Outcome, Workload
-from simulations.compression_study.journal import Journal
+from simulations.compression_study.jobs import Job, outcome_of
 from simulations.compression_study.plot import plot
-from simulations.compression_study.pool import processes, run_jobs
 from simulations.compression_study.schemes import FORGETFUL, REFERENCE, SCHEMES, SEAM
+from simulations.compression_study.summary import summarize
 from simulations.compression_study.tables import show
 from simulations.in_process import InProcessGrid
+from simulations.study import statistics
+from simulations.study.data import TEST, hold_out
+from simulations.study.journal import Journal
+from simulations.study.outcome import Outcome
+from simulations.study.pool import processes, run_jobs
+from simulations.study.workload import Workload
 
 SILENT = Console(file=io.StringIO())
 UPDATE = np.float32(0.25)
@@ -58,15 +61,15 @@ def outcome(accuracy: list[list[float]], *, loss: float = 1.0, up: int = 60, dow
 
 def test_every_task_has_the_same_weight_however_many_nodes_have_it() -> None:
     rounds = outcome([[0.1, 0.5, 0.3], [0.2, 0.6, 0.4]])
-    assert summary.by_task(rounds, 1) == pytest.approx({"one": 0.3, "two": 0.6})
-    assert summary.by_task(rounds, 2) == pytest.approx({"one": 0.25, "two": 0.55})
-    assert summary.mean_over_tasks(rounds, 1) == pytest.approx(0.45)
+    assert statistics.by_task(rounds, 1) == pytest.approx({"one": 0.3, "two": 0.6})
+    assert statistics.by_task(rounds, 2) == pytest.approx({"one": 0.25, "two": 0.55})
+    assert statistics.mean_over_tasks(rounds, 1) == pytest.approx(0.45)
 
 
 def test_a_difference_is_paired_by_seed_and_task() -> None:
     ours = [outcome([[0.9, 0.8, 0.7]] * 2), outcome([[0.6, 0.5, 0.6]] * 2)]
     theirs = [outcome([[0.7, 0.7, 0.7]] * 2), outcome([[0.6, 0.6, 0.4]] * 2)]
-    found = summary.difference(ours, theirs)
+    found = statistics.difference(ours, theirs)
     pairs = [0.1, 0.1, 0.1, -0.1]
     assert found.mean == pytest.approx(0.05)
     # Variance by hand: deviations from 0.05 are 0.05 three times and −0.15.
@@ -78,28 +81,28 @@ def test_a_difference_is_paired_by_seed_and_task() -> None:
 def test_what_all_pairs_share_does_not_blur_a_difference() -> None:
     theirs = [outcome([[0.2, 0.9, 0.2]]), outcome([[0.5, 0.1, 0.5]])]
     ours = [outcome([[value + 0.01 for value in rounds] for rounds in other.accuracy]) for other in theirs]
-    found = summary.difference(ours, theirs)
+    found = statistics.difference(ours, theirs)
     assert found.mean == pytest.approx(0.01)
     assert found.standard_error == pytest.approx(0.0, abs=1e-12)
 
 
 def test_one_seed_has_a_mean_but_no_spread() -> None:
-    assert summary.spread([0.4]) == summary.Spread(0.4, None)
-    assert summary.spread([0.4, 0.6, 0.8]).deviation == pytest.approx(0.2)
+    assert statistics.spread([0.4]) == statistics.Spread(0.4, None)
+    assert statistics.spread([0.4, 0.6, 0.8]).deviation == pytest.approx(0.2)
 
 
 def test_bytes_are_per_client_and_round() -> None:
     rounds = [outcome([[0.5] * 3] * 2), outcome([[0.5] * 3] * 2, up=120)]
-    assert summary.traffic(rounds).up == pytest.approx((60 + 61 + 120 + 121) / 4 / 3)
-    assert summary.traffic(rounds).down == pytest.approx((90 + 180) / 2 / 3)
-    assert summary.traffic(rounds, last=1) == summary.Traffic(pytest.approx((61 + 121) / 2 / 3), 60)
-    times = summary.Traffic(1, 3).times_smaller(summary.Traffic(4, 6))
+    assert statistics.traffic(rounds, 3).up == pytest.approx((60 + 61 + 120 + 121) / 4 / 3)
+    assert statistics.traffic(rounds, 3).down == pytest.approx((90 + 180) / 2 / 3)
+    assert statistics.traffic(rounds, 3, last=1) == statistics.Traffic(pytest.approx((61 + 121) / 2 / 3), 60)
+    times = statistics.Traffic(1, 3).times_smaller(statistics.Traffic(4, 6))
     assert (times.up, times.down, times.both) == (4, 2, 2.5)
 
 
 def test_the_best_rate_has_the_highest_accuracy_and_then_the_lowest_loss() -> None:
     tried = {1e-4: outcome([[0.5] * 3]), 1e-3: outcome([[0.6] * 3]), 3e-3: outcome([[0.6] * 3], loss=0.9)}
-    assert summary.best_rate(tried) == 3e-3
+    assert statistics.best_rate(tried) == 3e-3
 
 
 # ---------------------------------------------------------------- federations
@@ -227,17 +230,19 @@ def test_a_study_runs_to_tables_and_plot_and_repeats_nothing(workload: Workload,
     study = Study(workload, ("LoRA-8", "fp32", "int4"), seeds=2, rates=(1e-3, 1e-2))
     journal = tmp_path / "journal.jsonl"
     with ThreadPoolExecutor(1) as executor:
-        tried, runs = run(study, Journal(journal), executor, SILENT)
+        tried, runs = run(study, Journal(Outcome, journal), executor, SILENT)
         written = journal.read_text()
-        assert run(study, Journal(journal), executor, SILENT) == (tried, runs)
+        assert run(study, Journal(Outcome, journal), executor, SILENT) == (tried, runs)
     assert len(written.splitlines()) == 2 * 2 + 3 * 2
     assert journal.read_text() == written
 
-    rates = {kind: summary.best_rate(outcomes) for kind, outcomes in tried.items()}
-    lines = summary.summarize(runs, rates)
+    rates = {kind: statistics.best_rate(outcomes) for kind, outcomes in tried.items()}
+    lines = summarize(runs, rates, workload.clients)
     reference = {line.scheme.name: line for line in lines}["fp32"]
     assert reference.against["fp32"] is None
-    assert reference.against["LoRA-8"] == summary.difference(*(runs[SCHEMES[n]] for n in ("fp32", "LoRA-8")))
+    assert reference.against["LoRA-8"] == statistics.difference(
+        *(runs[SCHEMES[n]] for n in ("fp32", "LoRA-8"))
+    )
     console = Console(file=io.StringIO(), width=200)
     show(lines, tried, console)
     assert all(name in console.file.getvalue() for name in ("LoRA-8, plain Flower", "Kron-LoRA int4"))
@@ -252,15 +257,15 @@ def test_another_process_finds_the_same_and_a_cut_off_line_runs_again(
 ) -> None:
     file, job = tmp_path / "journal.jsonl", job_of("int4", workload)
     other = replace(job, seed=1)
-    journal = Journal(file)
+    journal = Journal(Outcome, file)
     with processes(1) as executor:
-        run_jobs([job], journal, executor, lambda *_: None)
+        run_jobs([job], outcome_of, journal, executor, lambda *_: None)
     assert replace(journal.outcome(job), seconds=0) == replace(federate(job), seconds=0)
 
     journal.add(other, journal.outcome(job))
     whole = file.read_bytes()
     file.write_bytes(whole[:-40])
-    resumed = Journal(file)
+    resumed = Journal(Outcome, file)
     assert job in resumed
     assert other not in resumed
     resumed.add(other, journal.outcome(job))
@@ -272,7 +277,7 @@ def test_a_file_that_is_not_a_journal_is_refused_and_left_alone(content: str, tm
     file = tmp_path / "file"
     file.write_text(content)
     with pytest.raises(RunError, match="not a journal"):
-        Journal(file)
+        Journal(Outcome, file)
     assert file.read_text() == content
 
 

@@ -9,10 +9,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from multiprocessing import get_context
 
-from simulations.compression_study.jobs import Job, Outcome
-from simulations.compression_study.journal import Journal
-
-Report = Callable[[Job, Outcome], None]
+from simulations.study.journal import JobT, Journal, OutcomeT
 
 
 @contextmanager
@@ -28,12 +25,18 @@ def processes(workers: int) -> Iterator[Executor]:
         executor.shutdown(cancel_futures=True)
 
 
-def run_jobs(jobs: Collection[Job], journal: Journal, executor: Executor, report: Report) -> None:
-    """Run jobs and enter each in the journal when it has finished, then call `report`.
+def run_jobs(
+    jobs: Collection[JobT],
+    work: Callable[[JobT], OutcomeT],
+    journal: Journal[JobT, OutcomeT],
+    executor: Executor,
+    report: Callable[[JobT, OutcomeT], None],
+) -> None:
+    """Do the work of every job, enter its outcome in the journal when it is there, then call `report`.
 
     Raises what the first failed job raised; what has finished by then is in the journal.
     """
-    running = {executor.submit(_run, job): job for job in jobs}
+    running = {executor.submit(work, job): job for job in jobs}
     for future in as_completed(running):
         journal.add(running[future], future.result())
         report(running[future], future.result())
@@ -45,10 +48,3 @@ def _prepare() -> None:
 
     torch.set_num_threads(1)
     FLOWER_LOGGER.setLevel(logging.WARNING)
-
-
-def _run(job: Job) -> Outcome:
-    # torch and Flower take seconds to import: only where they are used.
-    from simulations.compression_study.federation import federate
-
-    return federate(job)

@@ -9,23 +9,22 @@ from dataclasses import asdict
 from pathlib import Path
 
 from clients.tasks import Example, load_task
-from simulations.compression_study.jobs import TEST, VALIDATION, Job
+
+TEST, VALIDATION = "test", "validation"
+"""What a federation is measured on: the tasks' test texts, or training texts that are held out."""
 
 
-def sources(job: Job, folder: Path) -> list[str]:
-    """Where the job's tasks are read from; what has to be written for that goes below `folder`."""
-    return SPLITS[job.split](job, folder)
+def sources(tasks: Sequence[str], split: str, seed: int, folder: Path) -> list[str]:
+    """Where tasks are read from; what has to be written for that goes below `folder`."""
+    return SPLITS[split](tasks, seed, folder)
 
 
-def _as_they_are(job: Job, folder: Path) -> list[str]:  # noqa: ARG001
-    return list(job.workload.tasks)
+def _as_they_are(tasks: Sequence[str], seed: int, folder: Path) -> list[str]:  # noqa: ARG001
+    return list(tasks)
 
 
-def _held_out(job: Job, folder: Path) -> list[str]:
-    return [
-        str(hold_out(source, job.seed, folder / str(number)))
-        for number, source in enumerate(job.workload.tasks)
-    ]
+def _held_out(tasks: Sequence[str], seed: int, folder: Path) -> list[str]:
+    return [str(hold_out(task, seed, folder / str(number))) for number, task in enumerate(tasks)]
 
 
 def hold_out(source: str, seed: int, folder: Path) -> Path:
@@ -48,4 +47,7 @@ def _write_rows(file: Path, examples: Sequence[Example]) -> None:
     file.write_text(rows, encoding="utf-8")
 
 
-SPLITS: Mapping[str, Callable[[Job, Path], list[str]]] = {TEST: _as_they_are, VALIDATION: _held_out}
+SPLITS: Mapping[str, Callable[[Sequence[str], int, Path], list[str]]] = {
+    TEST: _as_they_are,
+    VALIDATION: _held_out,
+}

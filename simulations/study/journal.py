@@ -5,35 +5,43 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from fedkron.errors import RunError
-from simulations.compression_study.jobs import Job, Outcome
+from simulations.study.outcome import Outcome
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+JobT = TypeVar("JobT", bound="DataclassInstance")
+OutcomeT = TypeVar("OutcomeT", bound=Outcome)
 
 LINE_START = b'{"job": '
 
 
-class Journal:
-    """Outcomes by job, `{"job": …, "outcome": …}` a line; without a path, in memory only.
+class Journal(Generic[JobT, OutcomeT]):
+    """Outcomes of one type by job, `{"job": …, "outcome": …}` a line; without a path, in memory only.
 
-    A last line that was cut off is removed: its job runs again. Raises `RunError` for a file that is not a
-    journal.
+    A job is a dataclass. A last line that was cut off is removed: its job runs again. Raises `RunError` for
+    a file that is not a journal.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, outcome: type[OutcomeT], path: Path | None = None) -> None:
+        self._outcome = outcome
         self._path = path
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, OutcomeT] = {}
         if path is not None and path.exists():
             self._read(path)
 
-    def __contains__(self, job: Job) -> bool:
+    def __contains__(self, job: JobT) -> bool:
         """Whether a job with exactly these settings has finished."""
         return _key(asdict(job)) in self._outcomes
 
-    def outcome(self, job: Job) -> Outcome:
+    def outcome(self, job: JobT) -> OutcomeT:
         """What came of a job that is in the journal."""
         return self._outcomes[_key(asdict(job))]
 
-    def add(self, job: Job, outcome: Outcome) -> None:
+    def add(self, job: JobT, outcome: OutcomeT) -> None:
         """Write down a finished job at once."""
         self._outcomes[_key(asdict(job))] = outcome
         if self._path is not None:
@@ -46,7 +54,7 @@ class Journal:
         try:
             for line in lines:
                 entry = json.loads(line)
-                self._outcomes[_key(entry["job"])] = Outcome(**_tuples(entry["outcome"]))
+                self._outcomes[_key(entry["job"])] = self._outcome(**_tuples(entry["outcome"]))
             if not cut_off.startswith(LINE_START[: len(cut_off)]):
                 raise ValueError(f"its last line starts with {cut_off[:20]!r}")
         except (ValueError, TypeError, KeyError) as error:

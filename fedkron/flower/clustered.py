@@ -1,0 +1,110 @@
+"""One adapter per cluster of nodes whose updates are alike (clustered federated learning).
+
+The nodes first train one adapter together. After `warm_up` rounds the server compares their latest updates by
+cosine similarity (Sattler, Müller and Samek 2019, arXiv 1910.01991) and from then on keeps one adapter for
+each cluster. It never asks what the nodes' tasks are, and keeps a sketch of each update, not the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from flwr.app import ArrayRecord
+
+from fedkron.aggregation.clusters import (
+    NO_CLUSTER,
+    Sketch,
+    UpdateSketch,
+    centroids_of,
+    clusters_of,
+    nearest_cluster,
+)
+from fedkron.errors import ConfigError
+from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, MakeAdapter, Sent
+from fedkron.flower.groups import Groups
+from fedkron.flower.wire import to_state
+from fedkron.layout import AdapterLayout, flatten
+
+
+def clustered(count: int, warm_up: int) -> MakeAdapter:
+    """So many clusters, found after so many rounds. Raises `ConfigError` for less than 2 or 1."""
+    if count < 2:
+        raise ConfigError(f"the number of clusters is {count}: it must be at least 2")
+    if warm_up < 1:
+        raise ConfigError(f"clusters are to be found after {warm_up} rounds: it must be at least 1")
+    return lambda layout, aggregation: Clustered(layout, aggregation, count, warm_up)
+
+
+class Clustered:
+    """Groups by similarity of updates; a node that comes later joins the nearest cluster with its first
+    one.
+    """
+
+    def __init__(self, layout: AdapterLayout, aggregation: str, count: int, warm_up: int) -> None:
+        self._groups = Groups(layout, aggregation)
+        self._layout = layout
+        self._sketch = UpdateSketch(layout.size)
+        self._count, self._warm_up = count, warm_up
+        self._round = 0
+        self._sketches: dict[int, Sketch] = {}
+        self._clusters: dict[int, str] = {}
+        self._centroids: Sketch | None = None
+
+    def strangers(self, nodes: Sequence[int]) -> list[int]:  # noqa: ARG002
+        """Nobody: what nodes learn says enough."""
+        return []
+
+    def meet(self, node: int, introduction: Introduction) -> None:
+        """Nothing depends on what the node says."""
+
+    def adopt(self, round_: int, arrays: ArrayRecord) -> None:
+        """Take this adapter for the mean of all clusters, and for the only one while warming up."""
+        self._round = round_
+        self._groups.adopt(arrays)
+
+    def sent(self, node: int) -> Sent:
+        """The adapter of the node's cluster, or the mean of all."""
+        return self._groups.sent(self.group_of(node))
+
+    def combine(self, answers: Sequence[Answer]) -> Combined:
+        """Combine the answers of each cluster, or all of them while there are no clusters."""
+        for answer in answers:
+            if answer.origin.node not in self._clusters:
+                self._sketches[answer.origin.node] = self._sketched(answer)
+        clusters = self._clusters | self._found()
+        by_cluster: dict[str, list[Answer]] = {}
+        for answer in answers:
+            by_cluster.setdefault(clusters.get(answer.origin.node, FOR_ALL), []).append(answer)
+        combined = self._groups.combine(by_cluster)
+        self._clusters = clusters
+        return combined
+
+    def held(self) -> Mapping[str, Sent]:
+        """The mean of all clusters, and the adapter of each."""
+        return self._groups.held()
+
+    def group_of(self, node: int) -> str:
+        """The node's cluster."""
+        return self._clusters.get(node, FOR_ALL)
+
+    def _sketched(self, answer: Answer) -> Sketch:
+        received = to_state(self.sent(answer.origin.node).records[ARRAYS])
+        update = flatten(answer.states[ARRAYS], self._layout) - flatten(received, self._layout)
+        return self._sketch.of(update)
+
+    def _found(self) -> dict[int, str]:
+        """The clusters of nodes that have a sketch and no cluster yet; none while warming up."""
+        nodes = [node for node in self._sketches if node not in self._clusters]
+        if self._round < self._warm_up or not nodes:
+            return {}
+        sketches = np.stack([self._sketches[node] for node in nodes])
+        if self._centroids is None:
+            if np.count_nonzero(sketches.any(axis=1)) < self._count:  # more nodes may learn something later
+                return {}
+            labels = clusters_of(sketches, self._count)
+            self._centroids = centroids_of(sketches, labels)
+        else:
+            labels = nearest_cluster(sketches, self._centroids)
+        found = zip(nodes, labels.tolist(), strict=True)
+        return {node: f"cluster-{label + 1}" for node, label in found if label != NO_CLUSTER}

@@ -1,0 +1,102 @@
+"""What the server holds, what each node is sent of it, and how the nodes' answers change it.
+
+`FedKron` leaves all of this to a `GlobalAdapter`: one adapter for all (`one_for_all`), one factor after the
+other (`alternating`), an adapter of its own size for each node (`per_size`), or one for each group of nodes
+(`per_task`, `clustered`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flwr.app import ArrayRecord
+
+from fedkron.aggregation import Size
+from fedkron.flower.admission import Origin
+from fedkron.layout import AdapterLayout, State
+
+ARRAYS = "arrays"
+"""Key of the record with the adapter; parts of it have keys that begin with it."""
+
+TERMS = "terms"
+"""Begin of the keys of records with Kronecker terms that everybody folds into the base."""
+
+FOR_ALL = ""
+"""Name of the adapter that is for everybody, among those that are held."""
+
+
+def is_adapter(key: str) -> bool:
+    """Whether a record with this key holds an adapter or a part of it."""
+    return key.partition(".")[0] == ARRAYS
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a node says of itself before it is sent anything: its task, and its adapter's size."""
+
+    task: str
+    size: Size
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What a node is sent: records of arrays by key, of which it trains those in `trains` and answers them.
+
+    `layout` is that of its whole adapter, which may be spread over several records.
+    """
+
+    layout: AdapterLayout
+    records: Mapping[str, ArrayRecord]
+    trains: tuple[str, ...] = (ARRAYS,)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What an admitted node answered: its trained tensors by record key, and its weight in a mean."""
+
+    origin: Origin
+    states: Mapping[str, State]
+    weight: float
+
+
+@dataclass(frozen=True)
+class Combined:
+    """What the answers made of the adapter for all, and the relative error of its projection (or None)."""
+
+    adapter: State
+    projection_error: float | None
+
+
+class GlobalAdapter(Protocol):
+    """Adapters that the server holds. The strategy calls `adopt` before each round of messages."""
+
+    def strangers(self, nodes: Sequence[int]) -> list[int]:
+        """Those of some nodes that have to introduce themselves first."""
+
+    def meet(self, node: int, introduction: Introduction) -> None:
+        """Remember what a node says of itself; raises a `FedKronError` for what cannot take part."""
+
+    def adopt(self, round_: int, arrays: ArrayRecord) -> None:
+        """Go on from this adapter for all in this round: a strategy may have changed it since `combine`."""
+
+    def sent(self, node: int) -> Sent:
+        """What a node is sent."""
+
+    def combine(self, answers: Sequence[Answer]) -> Combined:
+        """Take over what the nodes learnt; raises a `FedKronError`, changing nothing, where that fails."""
+
+    def held(self) -> Mapping[str, Sent]:
+        """All adapters by name, as nodes are sent them; the one for all is `FOR_ALL`."""
+
+    def group_of(self, node: int) -> str:
+        """Which of those a node is sent."""
+
+
+MakeAdapter = Callable[[AdapterLayout, str], GlobalAdapter]
+"""A global adapter of a layout, with the aggregation of this name.
+
+Raises `ConfigError` for a name that it does not know, `AdapterError` for a kind that the aggregation does
+not.
+"""

@@ -1,0 +1,60 @@
+"""Asking nodes who they are, before they are sent an adapter of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.serverapp import Grid
+
+from fedkron.aggregation import Size
+from fedkron.errors import FedKronError, PayloadError
+from fedkron.flower.admission import ORIGIN, origin_of
+from fedkron.flower.global_adapter import GlobalAdapter, Introduction
+
+SIZE = "size"
+"""Key of the ConfigRecord in which a node names the `rank` and `d-a2` of its adapter; 0 is the global
+one's.
+"""
+
+TIMEOUT = 600.0
+"""Seconds to wait for introductions: nothing is trained for them, but a base may have to be loaded."""
+
+
+def introduction_of(task: str, partition: int, size: Size) -> RecordDict:
+    """What a client answers to a query."""
+    return RecordDict(
+        {
+            ORIGIN: ConfigRecord({"task": task, "partition": partition}),
+            SIZE: ConfigRecord({"rank": size.rank, "d-a2": size.d_a2 or 0}),
+        }
+    )
+
+
+def introduce(nodes: Sequence[int], adapters: GlobalAdapter, grid: Grid, round_: int) -> dict[int, str]:
+    """Query nodes and let `adapters` meet them; returns why some could not be met, by node."""
+    config = ConfigRecord({"server-round": round_})
+    messages = [Message(RecordDict({"config": config}), node, MessageType.QUERY) for node in nodes]
+    if not messages:
+        return {}
+    failures = {node: f"node {node}: no introduction in time" for node in nodes}
+    for reply in grid.send_and_receive(messages, timeout=TIMEOUT):
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            failures[node] = f"node {node}: no introduction: {reply.error.reason}"
+            continue
+        try:
+            adapters.meet(node, _introduction(reply))
+            del failures[node]
+        except FedKronError as error:
+            failures[node] = f"node {node}: {error}"
+    return failures
+
+
+def _introduction(reply: Message) -> Introduction:
+    record = reply.content.config_records.get(SIZE, ConfigRecord())
+    rank, d_a2 = record.get("rank"), record.get("d-a2")
+    task = origin_of(reply).task
+    if not (isinstance(task, str) and isinstance(rank, int) and isinstance(d_a2, int)):
+        raise PayloadError(f"its introduction has task {task!r}, rank {rank!r} and d-a2 {d_a2!r}")
+    return Introduction(task, Size(rank, d_a2 or None))

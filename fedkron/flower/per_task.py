@@ -1,0 +1,50 @@
+"""One adapter per task: nodes that have the same task share what they learn, and nothing with the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flwr.app import ArrayRecord
+
+from fedkron.flower.global_adapter import Answer, Combined, Introduction, Sent
+from fedkron.flower.groups import Groups
+from fedkron.layout import AdapterLayout
+
+
+class PerTask:
+    """Groups by the task that each node says it has."""
+
+    def __init__(self, layout: AdapterLayout, aggregation: str) -> None:
+        self._groups = Groups(layout, aggregation)
+        self._tasks: dict[int, str] = {}
+
+    def strangers(self, nodes: Sequence[int]) -> list[int]:
+        """Nodes whose task is not known."""
+        return [node for node in nodes if node not in self._tasks]
+
+    def meet(self, node: int, introduction: Introduction) -> None:
+        """Remember a node's task."""
+        self._tasks[node] = introduction.task
+
+    def adopt(self, round_: int, arrays: ArrayRecord) -> None:  # noqa: ARG002
+        """Take this adapter for the mean of all tasks."""
+        self._groups.adopt(arrays)
+
+    def sent(self, node: int) -> Sent:
+        """The adapter of the node's task."""
+        return self._groups.sent(self._tasks[node])
+
+    def combine(self, answers: Sequence[Answer]) -> Combined:
+        """Combine the answers of each task."""
+        by_task: dict[str, list[Answer]] = {}
+        for answer in answers:
+            by_task.setdefault(self._tasks[answer.origin.node], []).append(answer)
+        return self._groups.combine(by_task)
+
+    def held(self) -> Mapping[str, Sent]:
+        """The mean of all tasks, and the adapter of each."""
+        return self._groups.held()
+
+    def group_of(self, node: int) -> str:
+        """The node's task."""
+        return self._tasks[node]
