@@ -83,7 +83,7 @@ FULL = Study(
     ),
     ways=tuple(WAYS),
     seeds=3,
-    rates={KRON_LORA: (1e-3, 3e-3, 1e-2), LORA: (3e-4, 1e-3, 3e-3)},
+    rates={KRON_LORA: (1e-3, 3e-3), LORA: (3e-4, 1e-3)},
     tuning_rounds=4,
 )
 

@@ -124,10 +124,9 @@ def nearest_cluster(sketches: Sketch, centroids: Sketch) -> Labels:
 def _linked(sketches: Sketch, count: int) -> Labels:
     if len(sketches) == 1:
         return np.zeros(1, np.intp)
-    tree = linkage(_units(sketches), method="average", metric="cosine")
-    labels = cut_tree(tree, n_clusters=count)[:, 0]
-    _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.argsort(np.argsort(first))[inverse]
+    tree = linkage(sketches, method="average", metric="cosine")
+    labels: Labels = cut_tree(tree, n_clusters=[count])[:, 0].astype(np.intp)
+    return labels
 
 
 def _units(sketches: Sketch) -> Sketch:

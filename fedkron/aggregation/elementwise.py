@@ -41,6 +41,6 @@ def agreed_mean(tasks: Array, shares: Array) -> Array:
 
     A zero has no sign and does not count; where the total is zero, so is the result.
     """
-    agreeing = (np.sign(tasks) == np.sign(mean(tasks, shares))) & (tasks != 0)
+    agreeing = np.sign(tasks) == np.sign(mean(tasks, shares))
     total, share = mean(tasks * agreeing, shares), mean(agreeing.astype(np.float64), shares)
     return np.divide(total, share, out=np.zeros_like(total), where=share > 0)

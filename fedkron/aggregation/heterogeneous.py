@@ -14,7 +14,7 @@ import numpy as np
 
 from fedkron.aggregation.aggregator import Aggregate
 from fedkron.aggregation.product_mean import FactorMeans, reference_of
-from fedkron.aggregation.products import factors_of, product_of, product_shapes, require_products
+from fedkron.aggregation.products import factors_of, product_of, product_shapes
 from fedkron.aggregation.projection import Loss, Reference, project, relative_error
 from fedkron.aggregation.sizes import (
     coarsened,
@@ -49,7 +49,6 @@ class Heterogeneous:
         sent: Iterable[tuple[AdapterLayout, State]] = (),
         max_rank: int = MAX_RANK,
     ) -> None:
-        require_products(layout, "heterogeneous")
         self._layout, self._held = layout, held
         self._sent = {layout: held, **dict(sent)}
         for size, state in ((layout, held), *self._sent.items()):

@@ -51,10 +51,7 @@ def sized(layout: AdapterLayout, size: Size) -> AdapterLayout:
 
 
 def _sized(module: ModuleLayout, size: Size) -> ModuleLayout:
-    if module.kind not in _SIZED_KINDS:
-        raise AdapterError(
-            f"module {module.path!r} has kind {module.kind!r}: only {' and '.join(_SIZED_KINDS)} have sizes"
-        )
+    _require_sizes(module)
     (d_A2, d_A1), (d_B2, d_B1), rank = product_shapes(module)
     if not 1 <= size.rank <= rank:
         raise ConfigError(f"rank is {size.rank}: for module {module.path!r} it may be 1 to {rank}")
@@ -106,16 +103,24 @@ def resized(
 
 
 def require_same_layers(layout: AdapterLayout, other: AdapterLayout) -> None:
-    """Raise `AdapterError` unless these are two sizes of one adapter."""
+    """Raise `AdapterError` unless these are two sizes of one adapter, of kinds that have sizes."""
     if layout.dense != other.dense or len(layout.modules) != len(other.modules):
         raise AdapterError("these are not two sizes of one adapter: they differ in layers or dense tensors")
     for module, twin in zip(layout.modules, other.modules, strict=True):
-        same = replace(twin, factors=module.factors) == module and module.kind in _SIZED_KINDS
+        _require_sizes(module)
+        same = replace(twin, factors=module.factors) == module
         if not same or product_shapes(module)[0][1] != product_shapes(twin)[0][1]:
             raise AdapterError(
                 f"these are not two sizes of one adapter: {module.path!r} ({module.kind}, scale "
                 f"{module.scale:g}) and {twin.path!r} ({twin.kind}, scale {twin.scale:g})"
             )
+
+
+def _require_sizes(module: ModuleLayout) -> None:
+    if module.kind not in _SIZED_KINDS:
+        raise AdapterError(
+            f"module {module.path!r} has kind {module.kind!r}: only {' and '.join(_SIZED_KINDS)} have sizes"
+        )
 
 
 def common_rows(modules: Iterable[ModuleLayout]) -> int:

@@ -22,7 +22,8 @@ _ROUNDING = float(np.finfo(np.float32).eps) / 2
 class OwnProducts:
     """The products of one module's clients as they are, for as long as the Tucker form may be larger.
 
-    From then on nothing is kept: memory does not grow with the number of clients.
+    From then on nothing is kept: memory does not grow with the number of clients. To be exact has its price
+    all the same: for Mistral-7B with d_A2 = 16 and rank 8, that may be after 500 clients and 12 GB.
     """
 
     def __init__(self, module: ModuleLayout, max_rank: int) -> None:

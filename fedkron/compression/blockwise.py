@@ -17,6 +17,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +26,7 @@ from numpy.random import Generator
 from fedkron.compression.body import REMEDY, SMALLEST_NORMAL, Ratios, absolute_scales, checked_scales, exactly
 from fedkron.compression.packing import Codes, pack_bytes, pack_nibbles, unpack_bytes, unpack_nibbles
 from fedkron.errors import PayloadError
-from fedkron.layout import TensorLayout, Vector, elements
+from fedkron.layout import TensorLayout, Vector
 
 BLOCK_SIZE = 64
 """Elements that share one scale."""
@@ -54,6 +55,38 @@ def at_random(scaled: Vector, rng: Generator) -> Vector:
     return np.floor(scaled, out=scaled)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Blocks:
+    """Where the blocks of some tensors lie in the flat vector."""
+
+    starts: npt.NDArray[np.int64]
+    lengths: npt.NDArray[np.int64]
+    size: int
+    """Elements of all blocks together."""
+    spans: tuple[tuple[slice, slice], ...]
+    """Runs of blocks, and the elements they cover: each run is worked on in the cache."""
+
+    @property
+    def count(self) -> int:
+        return self.starts.size
+
+    def peaks(self, vector: Vector) -> Vector:
+        """Largest magnitude in each block, shape (count,)."""
+        peaks = np.empty(self.count, np.float32)
+        for some, part in self.spans:
+            magnitudes = np.abs(vector[part])
+            np.maximum.reduceat(magnitudes, self.starts[some] - part.start, out=peaks[some])
+        return peaks
+
+
+class OpenedBody(NamedTuple):
+    """A body's scales, shape (blocks.count,), and its codes: still packed, and not checked."""
+
+    blocks: Blocks
+    scales: Vector
+    packed: memoryview
+
+
 @dataclass(frozen=True, slots=True)
 class BlockwiseCodec:
     """Symmetric integer codes -`levels`..`levels` in `bits` bits, one scale for each block."""
@@ -70,8 +103,8 @@ class BlockwiseCodec:
 
     def sizes(self, tensors: tuple[TensorLayout, ...]) -> range:
         """Bytes of a body: unit, scales and codes."""
-        count = _blocks(tensors, self.block_length).count
-        return exactly(4 + 2 * count + -(-elements(tensors) * self.bits // 8))
+        blocks = _blocks(tensors, self.block_length)
+        return exactly(4 + 2 * blocks.count + -(-blocks.size * self.bits // 8))
 
     def quantize(self, vector: Vector, tensors: tuple[TensorLayout, ...], rng: Generator) -> bytes:
         """Body of a finite float32 vector of these tensors.
@@ -98,13 +131,8 @@ class BlockwiseCodec:
         Raises `PayloadError` when the unit, a scale, a code or the padding is one that `quantize` never
         writes.
         """
-        blocks = _blocks(tensors, self.block_length)
-        codes_start = 4 + 2 * blocks.count
-        (unit,) = struct.unpack_from("<f", body)
-        ratios = np.frombuffer(body[4:codes_start], "<f2")
-        scales = checked_scales(unit, ratios, self._largest_unit)
-        size = elements(tensors)
-        codes = self.unpack(body[codes_start:], size)
+        blocks, scales, packed = self.opened(body, tensors)
+        codes = self.unpack(packed, blocks.size)
         if codes.min(initial=0) < -self.levels:
             element = int(np.argmin(codes))
             raise PayloadError(
@@ -112,11 +140,25 @@ class BlockwiseCodec:
             )
         if (silent := scales == 0).any() and codes[np.repeat(silent, blocks.lengths)].any():
             raise PayloadError(f"payload has codes that are not 0 in a block whose scale is 0; {REMEDY}")
-        vector = np.empty(size, np.float32)
+        vector = np.empty(blocks.size, np.float32)
         for some, part in blocks.spans:
             vector[part] = codes[part]
             vector[part] *= np.repeat(scales[some], blocks.lengths[some])
         return vector
+
+    def opened(self, body: memoryview, tensors: tuple[TensorLayout, ...]) -> OpenedBody:
+        """A body taken apart; `PayloadError` when its unit or a scale is one that `quantize` never writes."""
+        blocks = _blocks(tensors, self.block_length)
+        codes_start = 4 + 2 * blocks.count
+        (unit,) = struct.unpack_from("<f", body)
+        ratios = np.frombuffer(body[4:codes_start], "<f2")
+        scales = checked_scales(unit, ratios, self._largest_unit)
+        return OpenedBody(blocks, scales, body[codes_start:])
+
+    def bound(self, body: memoryview) -> float:
+        """What no magnitude in a body that `dequantize` takes exceeds."""
+        (unit,) = struct.unpack_from("<f", body)
+        return float(unit) * self.levels
 
     @property
     def _largest_unit(self) -> float:
@@ -150,30 +192,8 @@ INT8_STOCHASTIC = replace(INT8, name="int8:stochastic", rounded=at_random)
 INT4_STOCHASTIC = replace(INT4, name="int4:stochastic", rounded=at_random)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Blocks:
-    """Where the blocks of some tensors lie in the flat vector."""
-
-    starts: npt.NDArray[np.int64]
-    lengths: npt.NDArray[np.int64]
-    spans: tuple[tuple[slice, slice], ...]
-    """Runs of blocks, and the elements they cover: each run is worked on in the cache."""
-
-    @property
-    def count(self) -> int:
-        return self.starts.size
-
-    def peaks(self, vector: Vector) -> Vector:
-        """Largest magnitude in each block, shape (count,)."""
-        peaks = np.empty(self.count, np.float32)
-        for some, part in self.spans:
-            magnitudes = np.abs(vector[part])
-            np.maximum.reduceat(magnitudes, self.starts[some] - part.start, out=peaks[some])
-        return peaks
-
-
 @lru_cache(maxsize=16)
-def _blocks(tensors: tuple[TensorLayout, ...], block_length: Callable[[TensorLayout], int]) -> _Blocks:
+def _blocks(tensors: tuple[TensorLayout, ...], block_length: Callable[[TensorLayout], int]) -> Blocks:
     sizes = np.array([tensor.size for tensor in tensors], np.int64)
     lengths = np.array([block_length(tensor) for tensor in tensors], np.int64)
     counts = -(-sizes // np.maximum(lengths, 1))
@@ -185,7 +205,7 @@ def _blocks(tensors: tuple[TensorLayout, ...], block_length: Callable[[TensorLay
     spans = tuple(
         (slice(first, last), slice(int(edges[first]), int(edges[last]))) for first, last in _runs(edges)
     )
-    return _Blocks(starts, np.diff(edges), spans)
+    return Blocks(starts, np.diff(edges), int(edges[-1]), spans)
 
 
 def _runs(edges: npt.NDArray[np.int64]) -> list[tuple[int, int]]:

@@ -6,6 +6,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -22,7 +23,16 @@ from fedkron.errors import (
     TruncatedPayloadError,
     UnknownVersionError,
 )
-from fedkron.layout import AdapterLayout, Sections, State, Vector, elements, flatten, unflatten
+from fedkron.layout import (
+    AdapterLayout,
+    Sections,
+    State,
+    TensorLayout,
+    Vector,
+    elements,
+    flatten,
+    unflatten,
+)
 
 PAYLOAD_VERSION = 2
 
@@ -68,6 +78,13 @@ class Decoded:
     codec: str
     kind: Kind
     round: int
+
+
+class Body(NamedTuple):
+    """The body of one section, of a length that its codec can make of these tensors."""
+
+    data: memoryview
+    tensors: tuple[TensorLayout, ...]
 
 
 def encode(
@@ -131,6 +148,15 @@ def decode(blob: bytes, layout: AdapterLayout) -> Decoded:
 
 def decode_vector(blob: bytes, layout: AdapterLayout) -> tuple[Header, Vector]:
     """`decode` to one flat float32 vector of `layout.size` elements."""
+    header, codec, bodies = checked_bodies(blob, layout)
+    parts = [codec.dequantize(body, tensors) for body, tensors in bodies]
+    # Most adapters have factors only: no copy.
+    vector = parts[0] if len(parts) == 1 else np.concatenate((np.empty(0, np.float32), *parts))
+    return header, vector
+
+
+def checked_bodies(blob: bytes, layout: AdapterLayout) -> tuple[Header, Codec, list[Body]]:
+    """A payload's header, codec and bodies, after all checks of `decode` but those that the codec makes."""
     header = inspect_header(blob)
     if header.contract != layout.contract:
         raise ContractError(
@@ -148,15 +174,8 @@ def decode_vector(blob: bytes, layout: AdapterLayout) -> tuple[Header, Vector]:
             )
     view = memoryview(blob)
     split = HEADER_SIZE + header.factor_bytes
-    bodies = (view[HEADER_SIZE:split], view[split:])
-    parts = [
-        codec.dequantize(body, tensors)
-        for body, tensors in zip(bodies, layout.sections, strict=True)
-        if tensors
-    ]
-    # Most adapters have factors only: no copy.
-    vector = parts[0] if len(parts) == 1 else np.concatenate((np.empty(0, np.float32), *parts))
-    return header, vector
+    bodies = map(Body, (view[HEADER_SIZE:split], view[split:]), layout.sections)
+    return header, codec, [body for body in bodies if body.tensors]
 
 
 def inspect_header(blob: bytes) -> Header:

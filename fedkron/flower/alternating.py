@@ -21,13 +21,14 @@ ALTERNATING = "alternating"
 """Its name among the aggregations."""
 
 TURNS: Mapping[str, tuple[str, ...]] = {
-    "kron_lora": ("B1", "B2", "A"),
+    "kron_lora": ("B1", "B2", "B1", "B2", "A"),
     "lora": ("lora_B", "lora_A"),
     "krona": ("B", "A"),
     "adakron": ("B1", "B2", "A", "gates"),
 }
 """The factors of each kind in the order of their turns: first the one that starts at zero, because the others
-have no gradient until it has moved. MoKA's ΔW is not linear in its gates, which are behind a softmax."""
+have no gradient until it has moved. A is a handful of numbers a layer, and its turn comes less often. MoKA's
+ΔW is not linear in its gates, which are behind a softmax."""
 
 DENSE = f"{ARRAYS}.dense"
 """Key of the tensors that are trained in full, such as a shared head: in every round."""

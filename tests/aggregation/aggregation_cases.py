@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedkron.aggregation import Aggregate, Aggregator
+from fedkron.aggregation import Aggregate, Aggregator, MergedMean
 from fedkron.layout import AdapterLayout, ModuleLayout, State, TensorLayout
 
 
@@ -78,6 +78,10 @@ def combined(aggregator: Aggregator, adapters: Sequence[State], weights: Sequenc
     for adapter, weight in zip(adapters, weights, strict=True):
         aggregator.add(adapter, weight)
     return aggregator.finish()
+
+
+def merged_mean(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> Aggregate:
+    return combined(MergedMean(layout), adapters, weights)
 
 
 def rearranged(matrix: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

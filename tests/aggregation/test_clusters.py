@@ -176,6 +176,29 @@ def test_another_order_of_clients_gives_the_same_clusters(count: int) -> None:
         assert np.diff(highest).max(initial=0) <= 1
 
 
+def average_linkage(sketches: np.ndarray, count: int) -> list[set[int]]:
+    """The definition, step by step."""
+    units = sketches / np.linalg.norm(sketches, axis=1, keepdims=True)
+    clusters = [{k} for k in range(len(sketches))]
+    while len(clusters) > count:
+        pairs = [(a, b) for i, a in enumerate(clusters) for b in clusters[:i]]
+        a, b = max(pairs, key=lambda pair: np.mean([units[i] @ units[j] for i in pair[0] for j in pair[1]]))
+        clusters = [c for c in clusters if c not in (a, b)] + [a | b]
+    return clusters
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_clusters_are_those_of_average_linkage_on_cosines(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sketches = rng.standard_normal((10, 3)) * rng.uniform(
+        0.1, 10, (10, 1)
+    )  # no groups: every choice is close
+    for count in range(1, 11):
+        labels = clusters_of(sketches, count)
+        found = {frozenset(np.flatnonzero(labels == label).tolist()) for label in range(count)}
+        assert found == set(map(frozenset, average_linkage(sketches, count)))
+
+
 def test_equal_updates_still_make_as_many_clusters_as_asked_for() -> None:
     sketches = np.ones((5, 16), np.float32)
     assert set(clusters_of(sketches, 3).tolist()) == {0, 1, 2}

@@ -8,6 +8,7 @@ from aggregation_cases import (
     layout_of,
     lora_module,
     mean_delta,
+    merged_mean,
     neighbours,
     random_adapter,
     relative_distance,
@@ -16,7 +17,7 @@ from aggregation_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkron.aggregation import Aggregate, MergedExact, merged_mean
+from fedkron.aggregation import Aggregate, MergedExact
 from fedkron.errors import AdapterError
 from fedkron.layout import AdapterLayout, ModuleLayout, State, TensorLayout
 

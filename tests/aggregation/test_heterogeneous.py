@@ -10,6 +10,7 @@ from aggregation_cases import (
     layout_of,
     leading_left_vector,
     lora_module,
+    merged_mean,
     neighbours,
     random_adapter,
     rearranged,
@@ -17,7 +18,7 @@ from aggregation_cases import (
     truncated_svd,
 )
 
-from fedkron.aggregation import Aggregate, Heterogeneous, Size, merged_mean, resized, sized
+from fedkron.aggregation import Aggregate, Heterogeneous, Size, resized, sized
 from fedkron.errors import AdapterError, ConfigError
 from fedkron.layout import AdapterLayout, State, TensorLayout
 
@@ -25,6 +26,7 @@ KRON = kron_module(left=(4, 2), d_B2=6, rank=4, d_B1=9)  # d_out = 24
 LORA = lora_module(d_out=13, rank=4, d_in=11)
 HEAD = TensorLayout("head.weight", (3, 4))
 BOTH = layout_of(KRON, LORA, dense=(HEAD,))
+SHAPES = {tensor.name: tensor.shape for tensor in BOTH.tensors}
 SIZES = [Size(4), Size(2), Size(4, 8), Size(1, 2), Size(3, 6)]
 
 Sent = list[tuple[AdapterLayout, State]]
@@ -262,6 +264,11 @@ def finished(layout: AdapterLayout, adapters: list[State], weights: list[float])
 def test_without_clients_or_with_weights_of_zero_only_there_is_no_mean() -> None:
     with pytest.raises(AdapterError, match="no adapter to aggregate"):
         finished(BOTH, [], [])
+    merging = Heterogeneous(BOTH, random_adapter(BOTH, np.random.default_rng(15)))
+    poisoned = {name: np.full(shape, np.nan, np.float32) for name, shape in SHAPES.items()}
+    refusing(AdapterError, "NaN or infinity", merging, poisoned, 1)
+    with pytest.raises(AdapterError, match="no adapter to aggregate"):
+        merging.finish()
     with pytest.raises(ConfigError, match="all weights are zero"):
         finished(BOTH, [random_adapter(BOTH, np.random.default_rng(13))], [0])
 
@@ -269,7 +276,7 @@ def test_without_clients_or_with_weights_of_zero_only_there_is_no_mean() -> None
 def test_kinds_without_sizes_and_states_that_do_not_fit_are_refused_at_once() -> None:
     rng = np.random.default_rng(14)
     krona = layout_of(krona_module())
-    with pytest.raises(AdapterError, match="'k'"):
+    with pytest.raises(AdapterError, match="module 'k' has kind 'krona': only kron_lora and lora"):
         Heterogeneous(krona, random_adapter(krona, rng))
     held = random_adapter(BOTH, rng)
     small = sized(BOTH, Size(2))

@@ -14,6 +14,7 @@ from aggregation_cases import (
     leading_left_vector,
     lora_module,
     mean_delta,
+    merged_mean,
     neighbours,
     random_adapter,
     rearranged,
@@ -22,7 +23,9 @@ from aggregation_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkron.aggregation import MergedMean, factorwise_mean, merged_mean
+from fedkron.aggregation import MergedMean, factorwise_mean
+from fedkron.aggregation.products import product_shapes
+from fedkron.aggregation.projection import Loss, relative_error
 from fedkron.errors import AdapterError, ConfigError
 from fedkron.layout import ModuleLayout, TensorLayout
 
@@ -380,6 +383,48 @@ def test_the_reported_error_of_a_truncated_sum_is_an_upper_bound(seed: int, max_
     exact = merged_mean(adapters, weights, layout).projection_error
     assert exact is not None
     assert exact <= actual * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("d_B1", [2, 5])
+def test_of_krona_whose_b_has_full_rank_nothing_is_cut_off(d_B1: int) -> None:
+    module = krona_module(d_B2=3, d_B1=d_B1)
+    layout = layout_of(module)
+    adapters = neighbours(layout, 9, np.random.default_rng(30))
+    few, all_ = (
+        combined(MergedMean(layout, max_rank=1), adapters, [1] * 9),
+        merged_mean(adapters, [1] * 9, layout),
+    )
+    assert relative_distance(delta(few.adapter, module), delta(all_.adapter, module)) < 1e-6
+    assert few.projection_error == pytest.approx(all_.projection_error, rel=1e-9)
+    assert product_shapes(module) == ((4, 2), (3, d_B1), min(3, d_B1))  # the smaller identity
+
+
+@patient
+@given(seeds, st.integers(1, 3), st.floats(0, 2))
+def test_a_relative_error_is_an_upper_bound_whatever_was_cut_off(
+    seed: int, modules: int, size: float
+) -> None:
+    rng = np.random.default_rng(seed)
+    losses, lost, whole = [], 0.0, 0.0
+    for _ in range(modules):
+        seen, found, unseen = rng.standard_normal((3, 2))
+        unseen *= size
+        scale, cut = rng.uniform(0.5, 2), np.linalg.norm(unseen) * rng.uniform(1, 1.5)
+        losses.append(Loss(scale, float(np.linalg.norm(seen - found)), float(np.linalg.norm(seen)), cut))
+        lost += scale**2 * np.sum((seen + unseen - found) ** 2)
+        whole += scale**2 * np.sum((seen + unseen) ** 2)
+    assert np.sqrt(lost / whole) <= relative_error(losses) * (1 + 1e-12)
+    if size == 0:
+        assert np.sqrt(lost / whole) == pytest.approx(relative_error(losses))
+
+
+def test_the_bound_is_reached_where_what_was_cut_off_points_against_the_rest() -> None:
+    seen, found, unseen = np.array([3.0, 4.0]), np.array([3.6, 4.8]), np.array([-1.2, -1.6])
+    true = seen + unseen
+    loss = Loss(0.5, float(np.linalg.norm(seen - found)), float(np.linalg.norm(seen)), 2.0)
+    expected = np.linalg.norm(true - found) / np.linalg.norm(true)
+    assert relative_error([loss]) == pytest.approx(expected)
+    assert relative_error([Loss(0.5, 0.0, 5.0, 5.0)]) == np.inf  # the mean may be zero
 
 
 def test_what_is_kept_of_200_clients_is_not_more_than_of_20() -> None:

@@ -192,6 +192,16 @@ def test_before_the_first_step_a_grown_adapter_has_new_directions_of_the_same_si
         assert np.linalg.norm(grown[name][2:]) == pytest.approx(np.linalg.norm(adapter[name]), rel=1e-5)
 
 
+@pytest.mark.parametrize("size", [Size(2), Size(4, 8), Size(2, 2), Size(3, 6)])
+def test_entries_of_a_and_b2_keep_their_root_mean_square_and_the_sign_of_a(size: Size) -> None:
+    target = sized(BOTH, size)
+    adapter = random_adapter(BOTH, np.random.default_rng(10))
+    small = resized(adapter, BOTH, target)
+    for name in ("q.A", "q.B2", "v.lora_A"):
+        assert np.mean(small[name] ** 2) == pytest.approx(np.mean(adapter[name] ** 2), rel=1e-5)
+    assert np.sum(small["q.A"] * np.resize(adapter["q.A"], small["q.A"].shape)) > 0
+
+
 def test_factors_are_those_nearest_to_the_reference() -> None:
     target = sized(BOTH, Size(2))
     rng = np.random.default_rng(5)

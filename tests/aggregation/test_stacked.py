@@ -116,3 +116,14 @@ def test_a_kind_that_is_not_one_product_is_refused_by_the_name_of_the_way() -> N
     layout = layout_of(ModuleLayout("q", "adakron", 1.0, (4, 4), (TensorLayout("gates", (4,)),)))
     with pytest.raises(AdapterError, match=r"module 'q' has kind 'adakron', stacked aggregation knows"):
         Stacked(layout)
+
+
+def test_where_directions_are_cut_off_the_clients_own_products_are_exact_and_nothing_is_lost() -> None:
+    module = kron_module(d_B2=14, rank=2, d_B1=13)
+    layout = layout_of(module)
+    adapters = neighbours(layout, 12, np.random.default_rng(5))
+    result = combined(Stacked(layout, max_rank=4), adapters, [1.0] * 12)
+    assert (
+        relative_distance(terms_delta(result.terms, module), mean_delta(adapters, [1.0] * 12, module)) < 1e-6
+    )
+    assert result.projection_error is None

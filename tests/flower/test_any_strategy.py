@@ -170,7 +170,7 @@ def test_strategy_gives_on_the_lossless_seam_what_it_gives_without_it(name: str)
 
 
 def pull_much_the_same_way(received: State, partition: int) -> State:
-    """Half of the way to a target near that of all others, so that it matters little which nodes are picked."""
+    """Half of the way to a target near those of others, so that it matters little which nodes are picked."""
     common, own = target_of(50), target_of(partition)
     targets = {name: common[name] + np.float32(0.1) * own[name] for name in own}
     return {name: values + np.float32(0.5) * (targets[name] - values) for name, values in received.items()}
