@@ -11,6 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedkron.flower import CompressedGrid, RoundReport
 from fedkron.flower.global_adapter import FOR_ALL, GlobalAdapter, Sent, is_adapter
+from fedkron.flower.unopened_grid import UnopenedGrid
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import Ledger
@@ -32,7 +33,7 @@ def main(grid: Grid, context: Context) -> None:
         layout, initial = _initial_adapter(settings)
         nodes = _wait_for_nodes(grid)
 
-        compressed = CompressedGrid(
+        compressed = UnopenedGrid(
             grid,
             layout=layout,
             upload=settings.codec.upload,
@@ -45,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
             agreed = {name: _agreed(sent, compressed) for name, sent in adapters.held().items()}
             record.finish_round(report, agreed, _terms(adapters.held()[FOR_ALL], compressed))
 
-        strategy = strategy_of(settings, layout, nodes, on_round)
+        strategy = strategy_of(settings, layout, nodes, on_round, compressed.uploads)
         strategy.adapters.adopt(0, to_arrays(initial))
         random.seed(settings.seed)  # Flower's strategies choose their clients with it
         strategy.start(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from flwr.app import Message
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 
 from fedkron.flower import FedKron, RoundReport
@@ -12,6 +13,7 @@ from fedkron.flower.global_adapter import GlobalAdapter, MakeAdapter
 from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.per_size import PerSize
 from fedkron.flower.per_task import PerTask
+from fedkron.flower.uploads import Upload
 from fedkron.layout import AdapterLayout
 from fedkron.settings import CLUSTERS, OWN_SIZES, TASK_GROUPS, GroupSettings, ServerSettings, Settings
 
@@ -27,6 +29,7 @@ def strategy_of(
     layout: AdapterLayout,
     nodes: int,
     on_round: Callable[[RoundReport, GlobalAdapter], None],
+    uploads: Callable[[Message], Mapping[str, Upload]],
 ) -> FedKron:
     """The strategy of a run with so many nodes. Raises what `FedKron` raises."""
     choice: Choice = {
@@ -43,6 +46,7 @@ def strategy_of(
         optimizer=_OPTIMIZERS[settings.server.strategy](settings.server, choice),
         max_failure_fraction=settings.max_failure_fraction,
         on_round=on_round,
+        uploads=uploads,
         **choice,
     )
 

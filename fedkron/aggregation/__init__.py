@@ -4,7 +4,7 @@ from fedkron.aggregation.aggregator import Aggregate, Aggregator
 from fedkron.aggregation.exact import MergedExact
 from fedkron.aggregation.factorwise import FactorwiseMean, factorwise_mean
 from fedkron.aggregation.heterogeneous import Heterogeneous
-from fedkron.aggregation.merged import MergedMean, merged_mean
+from fedkron.aggregation.merged import MergedMean
 from fedkron.aggregation.registry import AGGREGATIONS, aggregate, aggregator
 from fedkron.aggregation.sizes import Size, resized, size_name, sized
 from fedkron.aggregation.stacked import Stacked
@@ -22,7 +22,6 @@ __all__ = [
     "aggregate",
     "aggregator",
     "factorwise_mean",
-    "merged_mean",
     "resized",
     "size_name",
     "sized",

@@ -6,7 +6,7 @@ terms A_j ⊗ (B1_k·B2_l) come in. `merged` removes this bias.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -34,6 +34,14 @@ class FactorwiseMean:
     def add_vector(self, vector: Vector, weight: float) -> None:
         """`add` for an adapter that is already one flat float32 vector of `layout.size` elements."""
         self._mean.add(vector, weight)
+
+    def add_with(self, accumulate: Callable[[Vector, float], object], weight: float, peak: float) -> None:
+        """`add` for an adapter that need not be in memory, such as an accepted payload.
+
+        `accumulate(sums, share)` adds share · its flat vector to float32 sums of shape (layout.size,); no
+        magnitude exceeds `peak`. Errors as in `WeightedMean.add_with`.
+        """
+        self._mean.add_with(accumulate, weight, peak)
 
     def finish(self) -> Aggregate:
         """The mean in float32.

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fedkron.aggregation.aggregator import Aggregate
-from fedkron.aggregation.product_mean import FactorMeans, reference_of
+from fedkron.aggregation.product_mean import FactorMeans, reference_of, tucker_sum
 from fedkron.aggregation.products import factors_of, product_of, product_shapes
 from fedkron.aggregation.projection import Loss, Reference, project, relative_error
 from fedkron.aggregation.sizes import (
@@ -21,7 +21,6 @@ from fedkron.aggregation.sizes import (
     common_rows,
     refined,
     require_same_layers,
-    sum_on,
     unless_zero,
 )
 from fedkron.aggregation.tucker import MAX_RANK
@@ -57,11 +56,10 @@ class Heterogeneous:
         self._means: dict[AdapterLayout, FactorMeans] = {}
         self._shares: dict[AdapterLayout, float] = {}
         self._unit = 0.0  # the first weight that is not zero: shares are relative to it, none overflows
-        self._sums = []
-        for modules in zip(*(size.modules for size in self._sent), strict=True):
-            _, sides, rank = product_shapes(modules[0])
-            limit = max_rank if rank < min(sides) else None
-            self._sums.append(sum_on(common_rows(modules), modules[0], limit))
+        self._sums = [
+            tucker_sum(modules[0], max_rank, common_rows(modules))
+            for modules in zip(*(size.modules for size in self._sent), strict=True)
+        ]
 
     @property
     def size(self) -> int:

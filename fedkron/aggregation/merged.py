@@ -13,7 +13,6 @@ from fedkron.aggregation.product_mean import ModuleMean, ProductMean
 from fedkron.aggregation.products import factors_of
 from fedkron.aggregation.projection import Projection, relative_error
 from fedkron.aggregation.tucker import MAX_RANK
-from fedkron.errors import ConfigError
 from fedkron.layout import AdapterLayout, State
 
 
@@ -62,15 +61,3 @@ def merged(adapter: State, modules: Sequence[ModuleMean]) -> tuple[Aggregate, li
         projections.append(projection)
         losses.append(loss)
     return Aggregate(adapter, relative_error(losses)), projections
-
-
-def merged_mean(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> Aggregate:
-    """`MergedMean` of adapters that are all there. Raises `ConfigError` when a weight is missing."""
-    if len(weights) != len(adapters):
-        raise ConfigError(
-            f"{len(weights)} weights for {len(adapters)} adapters: give one weight for each adapter"
-        )
-    mean = MergedMean(layout)
-    for adapter, weight in zip(adapters, weights, strict=True):
-        mean.add(adapter, weight)
-    return mean.finish()

@@ -103,10 +103,15 @@ class ProductMean:
         return mean, modules
 
 
-def tucker_sum(module: ModuleLayout, max_rank: int) -> TuckerSum:
-    """For one module's products. Where B has full rank anyway, it is kept in full."""
-    grid, sides, rank = product_shapes(module)
-    return TuckerSum(grid, sides, max_rank if rank < min(sides) else None)
+def tucker_sum(module: ModuleLayout, max_rank: int | None, rows: int | None = None) -> TuckerSum:
+    """For one module's products, on a grid of d_A2 = `rows`, by default its own.
+
+    Where B has full rank anyway, it is kept in full.
+    """
+    (d_A2, d_A1), (d_B2, d_B1), rank = product_shapes(module)
+    rows = rows or d_A2
+    limit = max_rank if rank < min(d_B2, d_B1) else None
+    return TuckerSum((rows, d_A1), (d_A2 * d_B2 // rows, d_B1), limit)
 
 
 def reference_of(product: Products, size_A: float | None = None, size_B2: float | None = None) -> Reference:

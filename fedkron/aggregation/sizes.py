@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from fedkron.aggregation.product_mean import reference_of
+from fedkron.aggregation.product_mean import reference_of, tucker_sum
 from fedkron.aggregation.products import Array, Products, factors_of, product_of, product_shapes
 from fedkron.aggregation.projection import Reference, project
-from fedkron.aggregation.tucker import Tucker, TuckerSum
+from fedkron.aggregation.tucker import Tucker
 from fedkron.errors import AdapterError, ConfigError
 from fedkron.layout import AdapterLayout, ModuleLayout, State, TensorLayout, flatten
 
@@ -95,7 +95,7 @@ def resized(
         if reference is not None:
             near = unless_zero(reference_of(product_of(wanted, reference)), near)
         rows = common_rows([module, wanted])
-        total = sum_on(rows, module)
+        total = tucker_sum(wanted, None, rows)
         total.add(refined(product, rows), 1.0)
         found = project(coarsened(total.total(), len(near.A)), near)
         state |= factors_of(wanted, found.A, found.B1, found.B2)
@@ -126,12 +126,6 @@ def _require_sizes(module: ModuleLayout) -> None:
 def common_rows(modules: Iterable[ModuleLayout]) -> int:
     """d_A2 of the coarsest grid that is a refinement of all of theirs."""
     return math.lcm(*(product_shapes(module)[0][0] for module in modules))
-
-
-def sum_on(rows: int, module: ModuleLayout, max_rank: int | None = None) -> TuckerSum:
-    """An empty sum for a module's ΔW on a grid of d_A2 = `rows`."""
-    (d_A2, d_A1), (d_B2, d_B1), _ = product_shapes(module)
-    return TuckerSum((rows, d_A1), (d_A2 * d_B2 // rows, d_B1), max_rank)
 
 
 def refined(products: Products, rows: int) -> Products:

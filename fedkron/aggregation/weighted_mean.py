@@ -7,6 +7,8 @@ and their sum is added to a float64 total: errors of float32 never add up over m
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -49,8 +51,6 @@ class WeightedMean:
         self._total = np.zeros(size, np.float64)
         self._sum = np.zeros(size, np.float32)
         self._summed = 0
-        self._product = np.empty(min(size, _AT_A_TIME), np.float32)
-        self._parts = [slice(start, start + _AT_A_TIME) for start in range(0, size, _AT_A_TIME)]
         self._added = 0
         self._unit = 0.0  # the first weight that is not zero: shares are relative to it
         self._shares = 0.0
@@ -68,7 +68,20 @@ class WeightedMean:
                 f"vector is {vector.dtype} of shape {list(vector.shape)}, "
                 f"the mean is of float32 vectors of shape {list(self._total.shape)}"
             )
-        peak = largest_magnitude(vector)
+        self.add_with(partial(_multiply_add, vector), weight, largest_magnitude(vector))
+
+    def add_with(self, accumulate: Callable[[Vector, float], object], weight: float, peak: float) -> None:
+        """Take in one vector that need not be in memory; a refused one leaves the mean as it was.
+
+        `accumulate(sums, share)` adds share · vector to float32 sums of shape (size,), in float32, or raises
+        and leaves them as they were: that error is passed on. No element's magnitude may exceed `peak`, but
+        for a rounding: it tells what float32 can hold.
+
+        Raises `AdapterError` for a peak that is negative, NaN or infinite, `ConfigError` as `add` does.
+        """
+        weight = checked_weight(weight)
+        if not (math.isfinite(peak) and peak >= 0):
+            raise AdapterError(f"peak is {peak}: refuse vectors that are not finite before aggregation")
         unit = self._unit or weight
         share = weight / unit if weight else 0.0
         term = share * max(peak, 1.0)  # of the larger of both sums, that of shares and that of vectors
@@ -76,14 +89,20 @@ class WeightedMean:
             raise ConfigError(
                 f"weight {weight} is too large beside the first one, {unit}: use smaller weights"
             )
+        if term <= _LARGEST_TERM:
+            share = float(np.float32(share))
+            accumulate(self._sum, share)
+            self._summed += 1
+            if self._summed == _VECTORS_AT_A_TIME:
+                self._clear_sum()
+        else:
+            vector = np.zeros_like(self._sum)
+            accumulate(vector, 1.0)
+            self._total += np.float64(share) * vector
         self._added += 1
         self._unit = unit
         self._bound += term
-        if term <= _LARGEST_TERM:
-            self._shares += self._add_in_float32(vector, np.float32(share))
-        else:
-            self._total += np.float64(share) * vector
-            self._shares += share
+        self._shares += share
 
     def finish(self) -> npt.NDArray[np.float64]:
         """The mean, float64 of shape (size,).
@@ -98,14 +117,16 @@ class WeightedMean:
         mean /= self._shares
         return mean
 
-    def _add_in_float32(self, vector: Vector, share: np.float32) -> float:
-        for part in self._parts:
-            sums = self._sum[part]
-            product = np.multiply(vector[part], share, out=self._product[: sums.size])
-            sums += product
-        self._summed += 1
-        if self._summed == _VECTORS_AT_A_TIME:
-            self._total += self._sum
-            self._sum[:] = 0
-            self._summed = 0
-        return float(share)
+    def _clear_sum(self) -> None:
+        for start in range(0, self._sum.size, _AT_A_TIME):
+            part = slice(start, start + _AT_A_TIME)
+            self._total[part] += self._sum[part]
+            self._sum[part] = 0
+        self._summed = 0
+
+
+def _multiply_add(vector: Vector, sums: Vector, share: float) -> None:
+    product = np.empty(min(vector.size, _AT_A_TIME), np.float32)
+    for start in range(0, vector.size, _AT_A_TIME):
+        part = vector[start : start + _AT_A_TIME]
+        sums[start : start + part.size] += np.multiply(part, np.float32(share), out=product[: part.size])

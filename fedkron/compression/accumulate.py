@@ -1,16 +1,16 @@
 """Payloads straight into a sum, without a vector of each in memory: what a server does with thousands.
 
 A payload is checked first, as `decode_vector` checks it, and added afterwards, when nothing can be refused
-any more. Bodies of `int8` and `int4` are added by compiled loops (`fedkron.compression.kernels`) where numba is
+any more. Bodies of `int8` and `int4`, `:channel` too, are added by compiled loops (`kernels`) where numba is
 installed (`fedkron[fast]`). Everything else is decoded. Both give the same bits.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
@@ -19,13 +19,21 @@ from fedkron.compression.blockwise import BlockwiseCodec
 from fedkron.compression.codecs import Codec
 from fedkron.compression.payload import Body, Header, checked_bodies
 from fedkron.errors import AdapterError, ConfigError
-from fedkron.layout import AdapterLayout, Vector, elements
+from fedkron.layout import AdapterLayout, Vector
 
 _AT_A_TIME = 1 << 16  # elements: what is being worked on, three times 256 KiB, stays in the cache
 
 
 class Addend(Protocol):
     """A body that has passed every check."""
+
+    @property
+    def size(self) -> int:
+        """Elements of its vector."""
+
+    @property
+    def peak(self) -> float:
+        """No element's magnitude is larger, but for one rounding of float32."""
 
     def add_to(self, sums: Vector, share: np.float32) -> None:
         """sums += share · vector in float32, product by product; `sums` is contiguous, of its size."""
@@ -44,7 +52,9 @@ class Accepted:
     """Elements of its vector."""
     peak: float
     """No element's magnitude is larger, but for one rounding of float32."""
-    sections: tuple[tuple[slice, Addend], ...]
+    parts: tuple[slice, ...]
+    addends: tuple[Addend, ...]
+    """Of each section, at its part of the vector."""
 
     def add_to(self, sums: Vector, share: float) -> None:
         """sums += share · vector: every product is rounded to float32, and every sum.
@@ -63,7 +73,7 @@ class Accepted:
             raise AdapterError("sums are a view with gaps, or read-only: give a vector of their own")
         if not abs(share) <= np.finfo(np.float32).max:
             raise ConfigError(f"share is {share}: use a finite float32 number")
-        for part, addend in self.sections:
+        for part, addend in zip(self.parts, self.addends, strict=True):
             addend.add_to(sums[part], np.float32(share))
 
 
@@ -84,12 +94,42 @@ def accept(blob: bytes, layout: AdapterLayout, opener: Opener | None = None) -> 
     """
     opener = opener or fastest()
     header, codec, bodies = checked_bodies(blob, layout)
-    sections = []
-    peak, start = 0.0, 0
-    for body in bodies:
-        addend = opener(codec, body)
-        end = start + elements(body.tensors)
-        sections.append((slice(start, end), addend))
-        peak = max(peak, _peak(codec, body, addend))
-        start = end
-    return Accepted(header, start, peak, tuple(sections))
+    addends = tuple(opener(codec, body) for body in bodies)
+    ends = list(accumulate(addend.size for addend in addends))
+    parts = tuple(map(slice, [0, *ends], ends))
+    peak = max((addend.peak for addend in addends), default=0.0)
+    return Accepted(header, layout.size, peak, parts, addends)
+
+
+@cache
+def fastest() -> Opener:
+    """`kernels.compiled` where numba is installed, else `decoded`. The first call may have to compile."""
+    try:
+        from fedkron.compression.kernels import compiled
+    except ImportError:
+        return decoded
+    return compiled
+
+
+def decoded(codec: Codec, body: Body) -> Addend:
+    """The addend of any codec, with numpy alone: the vector itself."""
+    vector = codec.dequantize(*body)
+    if isinstance(codec, BlockwiseCodec):
+        return _DecodedBody(vector, codec.bound(body.data))
+    return _DecodedBody(vector, float(max(vector.max(initial=0), -vector.min(initial=0))))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _DecodedBody:
+    vector: Vector
+    peak: float
+
+    @property
+    def size(self) -> int:
+        return self.vector.size
+
+    def add_to(self, sums: Vector, share: np.float32) -> None:
+        product = np.empty(min(self.size, _AT_A_TIME), np.float32)
+        for start in range(0, self.size, _AT_A_TIME):
+            part = self.vector[start : start + _AT_A_TIME]
+            sums[start : start + part.size] += np.multiply(part, share, out=product[: part.size])

@@ -68,6 +68,7 @@ class Blocks:
 
     @property
     def count(self) -> int:
+        """Number of blocks."""
         return self.starts.size
 
     def peaks(self, vector: Vector) -> Vector:
@@ -156,7 +157,7 @@ class BlockwiseCodec:
         return OpenedBody(blocks, scales, body[codes_start:])
 
     def bound(self, body: memoryview) -> float:
-        """What no magnitude in a body that `dequantize` takes exceeds."""
+        """What no magnitude in a body that `dequantize` takes exceeds, but for a rounding."""
         (unit,) = struct.unpack_from("<f", body)
         return float(unit) * self.levels
 

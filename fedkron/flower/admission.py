@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from flwr.app import Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedkron.errors import PayloadError
+from fedkron.flower.wire import is_packed
 
 ORIGIN = "origin"
 """Key of the ConfigRecord in which a client names its `task` (str) and `partition` (int)."""
@@ -27,7 +28,7 @@ class Origin(NamedTuple):
     node: int
 
 
-def admitted(
+def check_replies(
     replies: Sequence[Message], weight_key: str, arrays: Mapping[int, Collection[str]]
 ) -> tuple[list[Message], list[str]]:
     """Split replies with content into those that take part, and the reasons against the others.
@@ -68,9 +69,10 @@ def origin_of(reply: Message) -> Origin:
 
 def _check(reply: Message, weight_key: str, arrays: Collection[str]) -> None:
     content = reply.content
-    if set(content.array_records) != set(arrays) or len(content.metric_records) != 1:
+    found = [key for key, record in content.items() if isinstance(record, ArrayRecord) or is_packed(record)]
+    if set(found) != set(arrays) or len(content.metric_records) != 1:
         raise PayloadError(
-            f"it has ArrayRecords {sorted(content.array_records)} and {len(content.metric_records)} "
+            f"it has ArrayRecords {sorted(found)} and {len(content.metric_records)} "
             f"MetricRecords, expected {sorted(arrays)} and 1"
         )
     record: MetricRecord = next(iter(content.metric_records.values()))

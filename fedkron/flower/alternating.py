@@ -7,15 +7,15 @@ between LoRA's two factors, carried over to the three of Kron-LoRA. A round cost
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
 from fedkron.aggregation import FactorwiseMean
 from fedkron.errors import AdapterError
-from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, Sent
+from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, Sent, take_all
 from fedkron.flower.wire import to_state
-from fedkron.layout import AdapterLayout, State
+from fedkron.layout import AdapterLayout
 
 ALTERNATING = "alternating"
 """Its name among the aggregations."""
@@ -73,17 +73,21 @@ class Alternating:
         """All factors (a node that has one is sent next to nothing of it), and whose turn it is."""
         return Sent(self._layout, self._records, self._trains)
 
-    def combine(self, answers: Sequence[Answer]) -> Combined:
+    def combine(self, answers: Iterable[Answer]) -> Combined:
         """The mean of what was trained; the rest stays as it is."""
         adapter = {
             name: values for record in self._records.values() for name, values in to_state(record).items()
         }
-        for key in self._trains:
-            mean = FactorwiseMean(self._layout.of_state(to_state(self._records[key])))
-            for answer in answers:
-                mean.add(answer.states[key], answer.weight)
-            adapter |= mean.finish().adapter
-        return Combined(_in_order(adapter, self._layout), None)
+        part = {name: adapter[name] for key in self._trains for name in self._names[key]}
+        mean = FactorwiseMean(self._layout.of_state(part))
+
+        def take(answer: Answer) -> None:
+            opened = [answer.uploads[key].opened() for key in self._trains]
+            mean.add({name: values for state in opened for name, values in state.items()}, answer.weight)
+
+        refused = take_all(answers, take)
+        adapter |= mean.finish().adapter
+        return Combined({tensor.name: adapter[tensor.name] for tensor in self._layout.tensors}, None, refused)
 
     def held(self) -> Mapping[str, Sent]:
         """The one adapter."""
@@ -98,7 +102,3 @@ class Alternating:
         # Rounds count from 1; the broadcast of round 0 is that of nobody's turn yet.
         turn = f"{ARRAYS}.{self._turns[(self._round - 1) % len(self._turns)]}"
         return (turn, DENSE) if self._layout.dense else (turn,)
-
-
-def _in_order(adapter: State, layout: AdapterLayout) -> State:
-    return {tensor.name: adapter[tensor.name] for tensor in layout.tensors}

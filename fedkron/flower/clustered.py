@@ -7,7 +7,8 @@ each cluster. It never asks what the nodes' tasks are, and keeps a sketch of eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from flwr.app import ArrayRecord
@@ -23,8 +24,9 @@ from fedkron.aggregation.clusters import (
 from fedkron.errors import ConfigError
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, MakeAdapter, Sent
 from fedkron.flower.groups import Groups
+from fedkron.flower.uploads import Watched
 from fedkron.flower.wire import to_state
-from fedkron.layout import AdapterLayout, flatten
+from fedkron.layout import AdapterLayout, State, flatten
 
 
 def clustered(count: int, warm_up: int) -> MakeAdapter:
@@ -67,17 +69,13 @@ class Clustered:
         """The adapter of the node's cluster, or the mean of all."""
         return self._groups.sent(self.group_of(node))
 
-    def combine(self, answers: Sequence[Answer]) -> Combined:
-        """Combine the answers of each cluster, or all of them while there are no clusters."""
-        for answer in answers:
-            if answer.origin.node not in self._clusters:
-                self._sketches[answer.origin.node] = self._sketched(answer)
-        clusters = self._clusters | self._found()
-        by_cluster: dict[str, list[Answer]] = {}
-        for answer in answers:
-            by_cluster.setdefault(clusters.get(answer.origin.node, FOR_ALL), []).append(answer)
-        combined = self._groups.combine(by_cluster)
-        self._clusters = clusters
+    def combine(self, answers: Iterable[Answer]) -> Combined:
+        """Combine the answers of each cluster, or all of them while there are no clusters.
+
+        A node's first answers say where it belongs, from the next round on, and go into the mean of all.
+        """
+        combined = self._groups.combine(map(self._sketched, answers), self.group_of)
+        self._clusters |= self._found()
         return combined
 
     def held(self) -> Mapping[str, Sent]:
@@ -88,10 +86,18 @@ class Clustered:
         """The node's cluster."""
         return self._clusters.get(node, FOR_ALL)
 
-    def _sketched(self, answer: Answer) -> Sketch:
-        received = to_state(self.sent(answer.origin.node).records[ARRAYS])
-        update = flatten(answer.states[ARRAYS], self._layout) - flatten(received, self._layout)
-        return self._sketch.of(update)
+    def _sketched(self, answer: Answer) -> Answer:
+        """Keep a sketch of what a node without a cluster has learnt."""
+        node = answer.origin.node
+        if node in self._clusters:
+            return answer
+        received = to_state(self.sent(node).records[ARRAYS])
+
+        def keep(trained: State) -> None:
+            update = flatten(trained, self._layout) - flatten(received, self._layout)
+            self._sketches[node] = self._sketch.of(update)
+
+        return replace(answer, uploads={ARRAYS: Watched(answer.uploads[ARRAYS], keep)})
 
     def _found(self) -> dict[int, str]:
         """The clusters of nodes that have a sketch and no cluster yet; none while warming up."""

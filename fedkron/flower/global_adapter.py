@@ -7,14 +7,16 @@ other (`alternating`), an adapter of its own size for each node (`per_size`), or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from flwr.app import ArrayRecord
 
 from fedkron.aggregation import Size
+from fedkron.errors import FedKronError
 from fedkron.flower.admission import Origin
+from fedkron.flower.uploads import Upload
 from fedkron.layout import AdapterLayout, State
 
 ARRAYS = "arrays"
@@ -54,19 +56,23 @@ class Sent:
 
 @dataclass(frozen=True)
 class Answer:
-    """What an admitted node answered: its trained tensors by record key, and its weight in a mean."""
+    """What an admitted node answered: its uploads by record key, and its weight in a mean."""
 
     origin: Origin
-    states: Mapping[str, State]
+    uploads: Mapping[str, Upload]
     weight: float
 
 
 @dataclass(frozen=True)
 class Combined:
-    """What the answers made of the adapter for all, and the relative error of its projection (or None)."""
+    """What the answers made of the adapter for all, and the relative error of its projection (or None).
+
+    `refused` says, by node, why its answer took no part.
+    """
 
     adapter: State
     projection_error: float | None
+    refused: Mapping[int, str] = field(default_factory=dict)
 
 
 class GlobalAdapter(Protocol):
@@ -84,14 +90,28 @@ class GlobalAdapter(Protocol):
     def sent(self, node: int) -> Sent:
         """What a node is sent."""
 
-    def combine(self, answers: Sequence[Answer]) -> Combined:
-        """Take over what the nodes learnt; raises a `FedKronError`, changing nothing, where that fails."""
+    def combine(self, answers: Iterable[Answer]) -> Combined:
+        """Take over what the nodes learnt, one after the other.
+
+        Raises a `FedKronError`, changing nothing, when that fails, as it does when all were refused.
+        """
 
     def held(self) -> Mapping[str, Sent]:
         """All adapters by name, as nodes are sent them; the one for all is `FOR_ALL`."""
 
     def group_of(self, node: int) -> str:
         """Which of those a node is sent."""
+
+
+def take_all(answers: Iterable[Answer], take: Callable[[Answer], object]) -> dict[int, str]:
+    """Call `take` with each answer; returns, by node, why some were refused, which `take` says by raising."""
+    refused = {}
+    for answer in answers:
+        try:
+            take(answer)
+        except FedKronError as error:
+            refused[answer.origin.node] = f"node {answer.origin.node}: upload refused: {error}"
+    return refused
 
 
 MakeAdapter = Callable[[AdapterLayout, str], GlobalAdapter]

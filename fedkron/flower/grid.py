@@ -11,17 +11,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message import make_message
 from flwr.common import log
 from flwr.serverapp import Grid
 
-from fedkron.compression import Kind, codec, decode
+from fedkron.compression import codec
 from fedkron.compression.shared_state import SharedState
 from fedkron.errors import FedKronError, PayloadError, RunError
 from fedkron.flower.downlink import Downlink, Target
 from fedkron.flower.grid_wrapper import GridWrapper
+from fedkron.flower.uploads import Packed
 from fedkron.flower.wire import (
     MADE_BY_THE_SUPERLINK,
     REJECTED_UPLOAD,
@@ -52,7 +52,7 @@ class _Reference:
 
 
 @dataclass
-class _Sent:
+class Awaited:
     """What the server remembers of a message until its reply comes."""
 
     message: Message
@@ -84,7 +84,7 @@ class CompressedGrid(GridWrapper):
         super().__init__(grid, poll_interval=poll_interval)
         self._layout = layout
         self._upload, self._broadcast = codec(upload), codec(broadcast)
-        self._sent: dict[str, _Sent] = {}
+        self._sent: dict[str, Awaited] = {}
         self._downlinks: dict[str, Downlink] = {}
         self._layouts: dict[tuple[tuple[str, tuple[int, ...]], ...], AdapterLayout] = {}
         self.ledger = ledger or Ledger()
@@ -109,7 +109,7 @@ class CompressedGrid(GridWrapper):
         Raises `AdapterError` for arrays that cannot be encoded (not floating point, not finite, not of the
         layout), `RunError` when Flower does not take the messages.
         """
-        sent = [_Sent(message, round_of(message)) for message in messages]
+        sent = [Awaited(message, round_of(message)) for message in messages]
         self._publish(sent)
         for memory in sent:
             memory.message.content = self._encoded(memory)
@@ -158,10 +158,10 @@ class CompressedGrid(GridWrapper):
     def _downlink(self, key: str) -> Downlink:
         return self._downlinks.setdefault(key, Downlink(self._broadcast))
 
-    def _publish(self, sent: Sequence[_Sent]) -> None:
+    def _publish(self, sent: Sequence[Awaited]) -> None:
         """Publish all arrays of some messages; the same record is looked at once."""
         for key in dict.fromkeys(key for memory in sent for key in memory.message.content.array_records):
-            lots: dict[int, list[_Sent]] = {}
+            lots: dict[int, list[Awaited]] = {}
             for memory in sent:
                 if (record := memory.message.content.array_records.get(key)) is not None:
                     lots.setdefault(id(record), []).append(memory)
@@ -177,7 +177,7 @@ class CompressedGrid(GridWrapper):
                         target.state, target.layout, shared, shared.held.digest
                     )
 
-    def _encoded(self, memory: _Sent) -> RecordDict:
+    def _encoded(self, memory: Awaited) -> RecordDict:
         """The message's content with payloads in the place of arrays, or of earlier payloads."""
         node = memory.message.metadata.dst_node_id
 
@@ -189,7 +189,7 @@ class CompressedGrid(GridWrapper):
             memory.message.content, lambda r: isinstance(r, ArrayRecord) or is_packed(r), encode_record
         )
 
-    def _pushed(self, sent: Sequence[_Sent]) -> list[str]:
+    def _pushed(self, sent: Sequence[Awaited]) -> list[str]:
         ids = list(self._grid.push_messages([memory.message for memory in sent]))
         if len(ids) != len(sent):
             raise RunError(
@@ -202,7 +202,7 @@ class CompressedGrid(GridWrapper):
                 self._enter(memory.message, "down", memory, node=memory.message.metadata.dst_node_id)
         return ids
 
-    def _sent_whole_state(self, memory: _Sent, reply: Message) -> bool:
+    def _sent_whole_state(self, memory: Awaited, reply: Message) -> bool:
         """Send the whole state in place of a change; False when Flower does not take it."""
         old = memory.message
         node = old.metadata.dst_node_id
@@ -217,9 +217,9 @@ class CompressedGrid(GridWrapper):
             group_id=old.metadata.group_id,
         )
         first_id = reply.metadata.reply_to_message_id
-        return self._pushed([_Sent(again, memory.round, memory.references, first_id)]) != [None]
+        return self._pushed([Awaited(again, memory.round, memory.references, first_id)]) != [None]
 
-    def _decoded(self, reply: Message, memory: _Sent) -> Message:
+    def _decoded(self, reply: Message, memory: Awaited) -> Message:
         node = reply.metadata.src_node_id
         if memory.asked_for is not None:
             reply.metadata.__dict__["_reply_to_message_id"] = memory.asked_for
@@ -231,23 +231,27 @@ class CompressedGrid(GridWrapper):
         for key, reference in memory.references.items():
             self._downlink(key).confirm(node, reference.shared, reference.digest)
 
-        def decode_record(key: str, record: object) -> ArrayRecord:
-            assert isinstance(record, ConfigRecord)
-            return to_arrays(_accepted(key, record, memory))
-
         try:
             if memory.references and reply.content.array_records:
                 raise PayloadError(
                     "it came uncompressed: the ClientApp needs compressed_exchange as first mod"
                 )
-            reply.content = replace_records(reply.content, is_packed, decode_record)
+            self._take(reply, memory)
         except FedKronError as error:
             reason = f"upload of node {node} in round {memory.round} refused: {error}"
             log(WARNING, reason)
             return make_message(reply.metadata, error=Error(REJECTED_UPLOAD, reason))
         return reply
 
-    def _enter(self, message: Message, direction: Direction, sent: _Sent, *, node: int) -> None:
+    def _take(self, reply: Message, memory: Awaited) -> None:
+        """Decode the uploads in a reply."""
+
+        def open_record(key: str, record: object) -> ArrayRecord:
+            return to_arrays(packed(key, record, memory).opened())
+
+        reply.content = replace_records(reply.content, is_packed, open_record)
+
+    def _enter(self, message: Message, direction: Direction, sent: Awaited, *, node: int) -> None:
         records = [] if message.has_error() else message.content.config_records.values()
         packed = [packed_bytes(record) for record in records if is_packed(record)]
         layouts = [reference.layout for reference in sent.references.values()] if packed else []
@@ -269,7 +273,7 @@ class CompressedGrid(GridWrapper):
         )
 
 
-def _asks_for_state(reply: Message, memory: _Sent) -> bool:
+def _asks_for_state(reply: Message, memory: Awaited) -> bool:
     """Whether to send the whole state: not twice, and not when the shared state has moved on since."""
     return (
         reply.has_error()
@@ -279,20 +283,10 @@ def _asks_for_state(reply: Message, memory: _Sent) -> bool:
     )
 
 
-def _accepted(key: str, record: ConfigRecord, sent: _Sent) -> State:
-    """The client's arrays: what was sent plus the decoded update; raises when it must be refused."""
+def packed(key: str, record: object, sent: Awaited) -> Packed:
+    """An upload with what it is a change of; raises `PayloadError` for one that answers nothing."""
     if key not in sent.references:
         raise PayloadError(f"payload {key!r} answers nothing that was sent ({sorted(sent.references)})")
+    assert isinstance(record, ConfigRecord)
     reference = sent.references[key]
-    decoded = decode(payload_of(record), reference.layout)
-    if decoded.kind is not Kind.UPDATE:
-        raise PayloadError(f"payload is a {decoded.kind.name}, an upload is an {Kind.UPDATE.name}")
-    if decoded.round != sent.round:
-        raise PayloadError(f"payload is of round {decoded.round}, expected round {sent.round}")
-    # The reference is the server's full-precision state, not the quantized broadcast: what the
-    # broadcast's quantization left out is thus not lost, but sent again with the next one.
-    with np.errstate(over="ignore"):
-        trained = {name: reference.state[name] + update for name, update in decoded.update.items()}
-    if overflown := [name for name, values in trained.items() if not np.isfinite(values).all()]:
-        raise PayloadError(f"it takes tensor {overflown[0]!r} beyond the largest float32")
-    return trained
+    return Packed(payload_of(record), reference.state, reference.layout, sent.round)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ArrayRecord
 
-from fedkron.aggregation import aggregator
+from fedkron.aggregation import Aggregator, aggregator
 from fedkron.errors import ConfigError
-from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Sent
+from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Sent, take_all
 from fedkron.flower.wire import to_arrays
 from fedkron.layout import AdapterLayout
 
@@ -41,22 +42,31 @@ class Groups:
         """What the nodes of a group are sent; a new group starts from the mean, which `FOR_ALL` has."""
         return Sent(self._layout, {ARRAYS: self._arrays.get(group, self._common)})
 
-    def combine(self, answers: Mapping[str, Sequence[Answer]]) -> Combined:
+    def combine(self, answers: Iterable[Answer], group_of: Callable[[int], str]) -> Combined:
         """Combine each group's answers by itself; the result is the mean of those groups, by their weights.
 
         Its projection error is the largest of any group. What `FOR_ALL` answered is in the mean only.
         """
+        combining: dict[str, Aggregator] = {}
+        weights: Counter[str] = Counter()
+
+        def take(answer: Answer) -> None:
+            group = group_of(answer.origin.node)
+            opened = answer.uploads[ARRAYS].opened()
+            if group not in combining:
+                combining[group] = aggregator(self._aggregation, self._layout)
+            combining[group].add(opened, answer.weight)
+            weights[group] += answer.weight  # type: ignore[assignment]  # Counter takes floats
+
+        refused = take_all(answers, take)
         common = aggregator(self._aggregation, self._layout)
         arrays, errors = {}, []
-        for group, of_group in sorted(answers.items()):
-            combining = aggregator(self._aggregation, self._layout)
-            for answer in of_group:
-                combining.add(answer.states[ARRAYS], answer.weight)
-            combined = combining.finish()
-            common.add(combined.adapter, sum(answer.weight for answer in of_group))
+        for group, weight in sorted(weights.items()):
+            combined = combining[group].finish()
+            common.add(combined.adapter, weight)
             arrays[group] = to_arrays(combined.adapter)
             errors += [combined.projection_error] if combined.projection_error is not None else []
-        result = Combined(common.finish().adapter, max(errors, default=None))
+        result = Combined(common.finish().adapter, max(errors, default=None), refused)
         # Those without a group have what is handed back, which the strategy may change.
         self._arrays |= {group: record for group, record in arrays.items() if group != FOR_ALL}
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
@@ -17,6 +17,7 @@ from fedkron.flower.global_adapter import (
     GlobalAdapter,
     Introduction,
     Sent,
+    take_all,
 )
 from fedkron.flower.wire import to_arrays
 from fedkron.layout import AdapterLayout
@@ -58,15 +59,14 @@ class OneForAll:
         """The adapter, and all terms that belong to the base by now."""
         return Sent(self._layout, {ARRAYS: self._arrays, **self._terms})
 
-    def combine(self, answers: Sequence[Answer]) -> Combined:
+    def combine(self, answers: Iterable[Answer]) -> Combined:
         """Aggregate the adapters."""
         combining = aggregator(self._aggregation, self._layout)
-        for answer in answers:
-            combining.add(answer.states[ARRAYS], answer.weight)
+        refused = take_all(answers, lambda a: combining.add(a.uploads[ARRAYS].opened(), a.weight))
         combined = combining.finish()
         if combined.terms:
             self._terms[f"{TERMS}.{self._round}"] = to_arrays(combined.terms)
-        return Combined(combined.adapter, combined.projection_error)
+        return Combined(combined.adapter, combined.projection_error, refused)
 
     def held(self) -> Mapping[str, Sent]:
         """The one adapter."""

@@ -7,13 +7,13 @@ node has never seen stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
 from fedkron.aggregation import Heterogeneous, resized, size_name, sized
 from fedkron.errors import ConfigError
-from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, Sent
+from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, Sent, take_all
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout
 
@@ -60,14 +60,13 @@ class PerSize:
         """The global adapter in the node's size."""
         return self._of_size(self._sizes[node])
 
-    def combine(self, answers: Sequence[Answer]) -> Combined:
+    def combine(self, answers: Iterable[Answer]) -> Combined:
         """Add what nodes of all sizes have learnt."""
         sent = [(self._layouts[name], to_state(record)) for name, record in self._arrays.items()]
         combining = Heterogeneous(self._layout, to_state(self._common), sent)
-        for answer in answers:
-            combining.add(answer.states[ARRAYS], answer.weight)
+        refused = take_all(answers, lambda a: combining.add(a.uploads[ARRAYS].opened(), a.weight))
         combined = combining.finish()
-        return Combined(combined.adapter, combined.projection_error)
+        return Combined(combined.adapter, combined.projection_error, refused)
 
     def held(self) -> Mapping[str, Sent]:
         """The global adapter, and how the nodes of each size get it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
@@ -34,12 +34,9 @@ class PerTask:
         """The adapter of the node's task."""
         return self._groups.sent(self._tasks[node])
 
-    def combine(self, answers: Sequence[Answer]) -> Combined:
+    def combine(self, answers: Iterable[Answer]) -> Combined:
         """Combine the answers of each task."""
-        by_task: dict[str, list[Answer]] = {}
-        for answer in answers:
-            by_task.setdefault(self._tasks[answer.origin.node], []).append(answer)
-        return self._groups.combine(by_task)
+        return self._groups.combine(answers, self.group_of)
 
     def held(self) -> Mapping[str, Sent]:
         """The mean of all tasks, and the adapter of each."""

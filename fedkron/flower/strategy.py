@@ -17,10 +17,11 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg
 
 from fedkron.errors import RunError
-from fedkron.flower.admission import admitted, metrics_of, origin_of
-from fedkron.flower.global_adapter import ARRAYS, Answer, GlobalAdapter, MakeAdapter
+from fedkron.flower.admission import check_replies, metrics_of, origin_of
+from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, GlobalAdapter, MakeAdapter
 from fedkron.flower.introductions import introduce
 from fedkron.flower.one_for_all import one_for_all
+from fedkron.flower.uploads import Upload, plain_uploads
 from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD, to_arrays, to_state
 from fedkron.layout import AdapterLayout
 
@@ -60,7 +61,8 @@ class FedKron(FedAvg):
     shares an adapter: all (`one_for_all`), nodes of the same size (`PerSize`) or task (`PerTask`), or
     `clustered(…)`. `optimizer` is a Flower strategy that is given the aggregate as the only reply of a round,
     and what it makes of it is the new adapter: FedAvgM, FedAdam or FedYogi (Reddi et al. 2021) then step
-    along the pseudo-gradient of the merged ΔW; it chooses the clients, too. `max_failure_fraction` is the
+    along the pseudo-gradient of the merged ΔW; it chooses the clients, too. `uploads` finds the uploads in a
+    reply (`UnopenedGrid.uploads`, so that they are opened one after the other). `max_failure_fraction` is the
     share of the chosen clients that may fail (error, refusal or no reply in time) in training or evaluation
     before the run is ended with a `RunError`. `on_round` is called after each round. Everything else is
     passed on to FedAvg.
@@ -76,6 +78,7 @@ class FedKron(FedAvg):
         aggregation: str = "factorwise",
         adapters: MakeAdapter = one_for_all,
         optimizer: FedAvg | None = None,
+        uploads: Callable[[Message], Mapping[str, Upload]] = plain_uploads,
         max_failure_fraction: float = 0.5,
         on_round: Callable[[RoundReport, GlobalAdapter], None] = lambda *_: None,
         **fedavg: object,
@@ -83,10 +86,12 @@ class FedKron(FedAvg):
         super().__init__(**fedavg)  # type: ignore[arg-type]
         self.adapters = adapters(layout, aggregation)
         self._optimizer = optimizer
+        self._uploads = uploads
         self._max_failure_fraction = max_failure_fraction
         self._on_round = on_round
         self._report = RoundReport(0)
         self._expected: dict[int, tuple[str, ...]] = {}
+        self._failed: list[str] = []
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -107,26 +112,22 @@ class FedKron(FedAvg):
 
         Raises `RunError` when too many clients failed.
         """
-        valid = self._admit(replies, is_train=True)
-        if not valid:
+        admitted = self._admit(replies, is_train=True)
+        if not admitted:
             return None, None
-        answers = [
-            Answer(
-                origin_of(reply),
-                {key: to_state(record) for key, record in reply.content.array_records.items()},
-                metrics_of(reply)[self.weighted_by_key],
-            )
-            for reply in valid
-        ]
-        combined = self.adapters.combine(answers)
+        combined = self.adapters.combine(
+            Answer(origin_of(reply), self._uploads(reply), self._weight(reply)) for reply in admitted
+        )
+        valid = [reply for reply in admitted if reply.metadata.src_node_id not in combined.refused]
+        self._report.failures += combined.refused.values()
+        self._check_failures([*self._failed, *combined.refused.values()], len(self._expected), "training")
         self._report.projection_error = combined.projection_error
         self._report.trained = self._by_task(valid)
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
         arrays = to_arrays(combined.adapter)
         if self._optimizer is not None:
-            weight = MetricRecord({self.weighted_by_key: sum(answer.weight for answer in answers)})
-            content = RecordDict({ARRAYS: arrays, "metrics": weight})
-            reply = make_message(valid[0].metadata, content=content)
+            weight = MetricRecord({self.weighted_by_key: sum(map(self._weight, valid))})
+            reply = make_message(valid[0].metadata, content=RecordDict({ARRAYS: arrays, "metrics": weight}))
             stepped, _ = self._optimizer.aggregate_train(server_round, [reply])
             assert stepped is not None
             arrays = to_arrays(to_state(stepped))  # Flower's optimizers may return float64
@@ -181,9 +182,10 @@ class FedKron(FedAvg):
     def _admit(self, replies: Iterable[Message], *, is_train: bool) -> list[Message]:
         replies = list(replies)
         answers, errors = self._check_and_log_replies(replies, is_train, validate=False)
-        valid, refusals = admitted(answers, self.weighted_by_key, self._expected if is_train else {})
+        valid, refusals = check_replies(answers, self.weighted_by_key, self._expected if is_train else {})
         failures = [f"node {e.metadata.src_node_id}: {_reason(e.error)}" for e in errors] + refusals
         failures += ["no reply in time"] * (len(self._expected) - len(replies))
+        self._failed = failures
         self._report.failures += failures
         self._check_failures(failures, len(self._expected), "training" if is_train else "evaluation")
         # Floating-point sums depend on their order, and node ids differ from run to run.
@@ -197,10 +199,15 @@ class FedKron(FedAvg):
                 f"first: {failures[0]}"
             )
 
+    def _weight(self, reply: Message) -> float:
+        return metrics_of(reply)[self.weighted_by_key]
+
     def _groups(self, replies: list[Message]) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {}
+        held = self.adapters.held()
         for origin in map(origin_of, replies):
-            if group := self.adapters.group_of(origin.node):
+            group = self.adapters.group_of(origin.node)
+            if group != FOR_ALL and group in held:
                 groups.setdefault(group, []).append(f"{origin.task}-{origin.partition}")
         return groups
 

@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedkron.aggregation import Size, resized, size_name, sized
+from fedkron.aggregation.product_mean import tucker_sum
 from fedkron.aggregation.products import product_of
-from fedkron.aggregation.sizes import coarsened, refined, sum_on
+from fedkron.aggregation.sizes import coarsened, refined
 from fedkron.errors import AdapterError, ConfigError
 from fedkron.layout import AdapterLayout, State, TensorLayout
 
@@ -131,7 +132,7 @@ def test_refined_and_coarsened_are_the_same_matrix_on_another_grid(rows: int, co
     np.testing.assert_allclose(
         sum(np.kron(a, b @ c) for a, b, c in zip(A, B1, B2, strict=True)), matrix, atol=1e-6
     )
-    total = sum_on(fine, module)
+    total = tucker_sum(module, None, fine)
     total.add(products, 1.0)
     tucker = coarsened(total.total(), coarse)
     assert tucker.grid == (coarse, 2)

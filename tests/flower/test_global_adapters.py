@@ -262,8 +262,9 @@ def test_clusters_are_found_from_updates_and_then_learn_apart() -> None:
     alike = [{n: two[k % 2][n] + np.float32(0.1) * jitter[k][n] for n in two[0]} for k in range(NODES)]
     learners = Learners(alike, tasks=("unknown",))
     run = Run(learners, rounds=4, adapters=clustered(2, 2))
-    assert [set(held) for held in run.held[:2]] == [{FOR_ALL}, {FOR_ALL, "cluster-1", "cluster-2"}]
-    assert run.reports[0].groups == {}
+    apart = {FOR_ALL, "cluster-1", "cluster-2"}
+    assert [set(held) for held in run.held] == [{FOR_ALL}, {FOR_ALL}, apart, apart]
+    assert [bool(report.groups) for report in run.reports] == [False, False, True, True]
     groups = {group: set(nodes) for group, nodes in run.reports[-1].groups.items()}
     assert groups == {"cluster-1": {"unknown-0", "unknown-2"}, "cluster-2": {"unknown-1", "unknown-3"}}
     final = [run.held[-1][f"cluster-{k + 1}"][ARRAYS] for k in range(2)]

@@ -1,5 +1,7 @@
 """FedKron: what it aggregates, what it reports, and which failures end a run."""
 
+import struct
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
@@ -9,7 +11,8 @@ from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from seam_cases import MuteGrid, State, record, state_of
 
-from fedkron.aggregation import merged_mean
+from fedkron.aggregation import aggregate
+from fedkron.compression import HEADER_SIZE
 from fedkron.errors import ConfigError, RunError, TaskError
 from fedkron.flower import (
     EXPLAINED_ERROR,
@@ -22,6 +25,8 @@ from fedkron.flower import (
     explained_errors,
 )
 from fedkron.flower.global_adapter import FOR_ALL, GlobalAdapter
+from fedkron.flower.unopened_grid import UnopenedGrid
+from fedkron.flower.wire import PAYLOAD
 from fedkron.layout import AdapterLayout, ModuleLayout, TensorLayout
 from simulations.in_process import InProcessGrid
 
@@ -137,7 +142,7 @@ def test_factorwise_aggregation_is_the_mean_of_each_tensor_weighted_by_examples(
 def test_merged_aggregation_is_merged_mean_and_its_error_is_that_of_the_dense_products() -> None:
     run = Run(InProcessGrid(node_app(), NODES, {}), aggregation="merged")
     adapters = [adapter(partition) for partition in range(NODES)]
-    expected = merged_mean(adapters, WEIGHTS, LAYOUT)
+    expected = aggregate("merged", adapters, WEIGHTS, LAYOUT)
     assert_close(run.arrays, expected.adapter)
 
     def products(state: State) -> np.ndarray:
@@ -393,3 +398,53 @@ def test_reply_without_origin_counts_for_the_nameless_task() -> None:
     run = Run(InProcessGrid(node_app(mods=[anonymous]), NODES, {}))
     assert_close(run.arrays, mean_of(range(NODES)))
     assert run.reports[0].trained[""].clients == NODES
+
+
+# ------------------------------------------------------------------ uploads that are opened late
+
+
+def test_uploads_opened_one_after_the_other_make_the_same_bytes() -> None:
+    def run(grid_kind: type[CompressedGrid], uploads: Callable[[CompressedGrid], dict]) -> State:
+        seam = grid_kind(InProcessGrid(node_app(), NODES, {}), layout=LAYOUT)
+        result = FedKron(LAYOUT, **uploads(seam)).start(seam, record(adapter(9)), num_rounds=3)
+        return state_of(result.arrays)
+
+    early = run(CompressedGrid, lambda _: {})
+    late = run(UnopenedGrid, lambda seam: {"uploads": seam.uploads})
+    for name, values in early.items():
+        assert late[name].tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("damaged", ["body", "header", "round"])
+def test_upload_that_cannot_be_opened_is_a_failure_of_its_node(damaged: str) -> None:
+    def evil_mod(message: Message, context: Context, call_next: Callable) -> Message:
+        reply = call_next(message, context)
+        if context.node_id == 1003 and message.metadata.message_type == "train":
+            payload = bytearray(reply.content["arrays"][PAYLOAD])
+            match damaged:
+                case "header":
+                    payload[0] ^= 1
+                case "body":  # a step beyond the largest one, under a checksum that is right
+                    payload[HEADER_SIZE : HEADER_SIZE + 4] = struct.pack("<f", float("inf"))
+                case "round":
+                    payload[56:60] = struct.pack("<I", 7)
+            checksum = zlib.crc32(payload[HEADER_SIZE:], zlib.crc32(payload[: HEADER_SIZE - 4]))
+            payload[HEADER_SIZE - 4 : HEADER_SIZE] = struct.pack("<I", checksum)
+            reply.content["arrays"] = ConfigRecord({PAYLOAD: bytes(payload)})
+        return reply
+
+    reports: list[RoundReport] = []
+    seam = UnopenedGrid(InProcessGrid(node_app(mods=[evil_mod]), NODES, {}), layout=LAYOUT, upload="int8")
+    strategy = FedKron(LAYOUT, uploads=seam.uploads, on_round=lambda report, _: reports.append(report))
+    result = strategy.start(seam, record(zeros()), num_rounds=1)
+    (failure,) = reports[0].failures
+    assert failure.startswith("node 1003: ")
+    assert "refused" in failure
+    assert reports[0].trained["spam"].clients == 1
+    expected = mean_of(range(NODES - 1))
+    for name, values in state_of(result.arrays).items():
+        np.testing.assert_allclose(values, expected[name], atol=0.05)
+
+    strict = FedKron(LAYOUT, uploads=seam.uploads, max_failure_fraction=0.0)
+    with pytest.raises(RunError, match="1 of 4 clients failed in training"):
+        strict.start(seam, record(zeros()), num_rounds=1)
