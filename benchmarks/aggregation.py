@@ -1,8 +1,9 @@
 """From payloads to their mean: clients per second and memory, for 10 to 10,000 clients of Mistral-7B.
 
 The adapter is Kron-LoRA of rank 8 on all linear layers, lm_head too, 5.7 million parameters. Clients send
-Gaussian updates as payloads; 16 different ones are made, once, and sent in turn. They are decoded with all
-checks and averaged by `factorwise`, and where they are few by `merged`, too; numpy on one thread.
+Gaussian updates as payloads; 16 different ones are made, once, and sent in turn. They are checked and
+averaged by `factorwise` on one thread, with compiled loops (numba) and with numpy alone, and where they are
+few, decoded and combined by `merged`, too: each layer by itself, so 4 decoder layers of the 32 are enough.
 
 Speed is measured in one process and in turns, in another order each round, and compared round by round with:
 
@@ -32,6 +33,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from benchmarks.aggregation_scale.clients import DIFFERENT, payloads, save
+from benchmarks.aggregation_scale.first_use import first_use
 from benchmarks.aggregation_scale.growth import Growth, measured
 from benchmarks.aggregation_scale.models import RANK, lora_reply, mistral
 from benchmarks.aggregation_scale.report import Report, goals, references, rows, show
@@ -39,6 +41,7 @@ from benchmarks.aggregation_scale.speed import contest
 
 CODECS = ("int4", "int8", "ecsq")
 CLIENTS, MOST_MERGED, ROUNDS, LAYERS = (10, 100, 1000, 10_000), 100, 9, 32
+MERGED_LAYERS = 4
 QUICK_CLIENTS, QUICK_MOST_MERGED, QUICK_ROUNDS, QUICK_LAYERS = (10, 100, 1000), 10, 3, 4
 
 
@@ -50,16 +53,18 @@ def main() -> None:
     sent = {name: payloads(layout, name) for name in CODECS}
     reply = lora_reply(layout)
     numbers = sorted(set(options.clients))
-    plan = [("factorwise", "int4", clients) for clients in numbers]
-    plan += [("merged", "int4", clients) for clients in numbers if clients <= options.most_merged]
+    plan = [("factorwise", options.layers, clients) for clients in numbers]
+    plan += [("merged", MERGED_LAYERS, clients) for clients in numbers if clients <= options.most_merged]
     growth: list[Growth] = []
     with Progress(console=Console(stderr=True)) as progress, TemporaryDirectory() as folder:
         bar = progress.add_task("speed", total=options.rounds + 1)
         contested = contest(layout, sent, reply, options.rounds, lambda: progress.advance(bar))
         bar = progress.add_task("growth", total=sum(clients for *_, clients in plan))
-        save(Path(folder) / "int4", layout, sent["int4"])
-        for aggregation, codec, clients in plan:
-            growth.append(measured(Path(folder) / codec, aggregation, codec, clients))
+        for layers in {options.layers, MERGED_LAYERS}:
+            smaller = mistral(layers)
+            save(Path(folder) / str(layers), smaller, payloads(smaller, "int4"))
+        for aggregation, layers, clients in plan:
+            growth.append(measured(Path(folder) / str(layers), aggregation, "int4", layers, clients))
             progress.advance(bar, clients)
     sizes = {name: round(sum(map(len, blobs)) / len(blobs)) for name, blobs in sent.items()}
     codecs = rows(contested, sizes)
@@ -73,6 +78,7 @@ def main() -> None:
         codecs=codecs,
         references=references(contested),
         growth=growth,
+        first_use=first_use(),
         goals=goals(codecs, growth),
     )
     figures = json.dumps(asdict(report), indent=1)
@@ -111,7 +117,7 @@ def _options() -> argparse.Namespace:
 
 
 def _machine() -> dict[str, object]:
-    versions = {name: version(name) for name in ("numpy", "torch", "flwr")}
+    versions = {name: version(name) for name in ("numpy", "numba", "torch", "flwr")}
     return {"machine": platform.machine(), "cores": os.cpu_count(), **versions}
 
 

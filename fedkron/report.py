@@ -39,6 +39,7 @@ def figures(log: RunLog) -> dict[str, Any]:
             }
             for entry in log.rounds
         ],
+        "groups": log.groups,
         "total_bytes": byte_figures(overall),
         "sections": section_figures(log.transfers),
     }
@@ -49,6 +50,8 @@ def show(log: RunLog, console: Console) -> None:
     console.print(rounds_table(log))
     if log.rounds and log.rounds[-1].tasks:
         console.print(tasks_table(log))
+    for group, nodes in log.groups.items():
+        console.print(f"Adapter of their own ({escape(group)}): {escape(', '.join(nodes))}", highlight=False)
     console.print(bytes_line(totals(log.transfers)), highlight=False)
     if log.transfers:
         console.print(sections_table("Where the bytes went", "", {"all": log.transfers}))
@@ -60,11 +63,15 @@ def show(log: RunLog, console: Console) -> None:
 
 
 def rounds_table(log: RunLog) -> RenderableType:
-    """One line per round: clients, accuracy per task, bytes, factor against the baseline."""
+    """One line per round: clients, accuracy per task, what projection lost, bytes, factor against the
+    baseline.
+    """
     tasks = list(log.rounds[-1].tasks) if log.rounds else []
     title = f"Per round: accuracy, serialized bytes, × smaller than {BASELINE}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    for heading in ("round", "clients", *map(escape, tasks), "mean", "up", "down", "× smaller"):
+    projected = any(entry.projection_error is not None for entry in log.rounds)
+    lost = ["projection error"] if projected else []
+    for heading in ("round", "clients", *map(escape, tasks), "mean", *lost, "up", "down", "× smaller"):
         table.add_column(heading, justify="right", no_wrap=True)
     by_round = log.bytes_by_round
     for entry in log.rounds:
@@ -76,6 +83,11 @@ def rounds_table(log: RunLog) -> RenderableType:
             str(clients),
             *accuracies,
             _decimal(entry.accuracy, 3),
+            *(
+                ["–" if entry.projection_error is None else f"{entry.projection_error:.3f}"]
+                if projected
+                else []
+            ),
             kilobytes(cost.message_up),
             kilobytes(cost.message_down),
             _decimal(cost.factor, 1),

@@ -155,6 +155,21 @@ def test_tables_show_accuracy_bytes_and_gain(finished: Path) -> None:
         assert " ".join(row.split()).endswith(" ".join([*cells, kilobytes(total[f"message_{direction}"])]))
 
 
+def test_projection_errors_and_groups_are_shown_where_there_are_any(
+    finished: Path, tmp_path: Path, tiny_bert: Path, tasks: Path
+) -> None:
+    assert "projection error" not in shown(finished)
+    changes = {"aggregation": "merged", "groups.by": "task"}
+    config = run_config_for(tmp_path, tiny_bert, tasks / "animals", tasks / "quiz", changes=changes)
+    folder = federate(config, grid_of(config, 2)).folder
+    output = shown(folder)
+    assert "projection error" in output
+    for entry in lines(folder / "rounds.jsonl"):
+        assert f"{entry['projection_error']:.3f}" in output
+    assert "Adapter of their own (animals): animals-0" in output
+    assert "Adapter of their own (quiz): quiz-1" in output
+
+
 def test_failures_are_shown_as_they_are_even_with_square_brackets(finished: Path, failed: Path) -> None:
     text = " ".join(shown(finished).split())
     assert text.count("failure node 1002: ") == 4  # training and evaluation, two rounds

@@ -17,32 +17,36 @@ import psutil
 from benchmarks.aggregation_scale.clients import load, weight
 from fedkron.aggregation.factorwise import FactorwiseMean
 from fedkron.aggregation.registry import aggregator
-from fedkron.compression.payload import decode_vector
-from fedkron.layout import unflatten
+from fedkron.compression import decode
+from fedkron.compression.accumulate import accept, fastest
 
 
 def main() -> None:
     """Aggregate and print."""
     folder, name, clients = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     layout, blobs = load(folder)
+    fastest()  # neither its time nor its memory is that of a client
     before = psutil.Process().memory_info().rss
-    decoding = adding = 0.0
+    checking = adding = 0.0
     start = time.perf_counter()
     everybody = aggregator(name, layout)
     for client in range(clients):
+        blob = blobs[client % len(blobs)]
         begun = time.perf_counter()
-        _, vector = decode_vector(blobs[client % len(blobs)], layout)
-        decoded = time.perf_counter()
         if isinstance(everybody, FactorwiseMean):
-            everybody.add_vector(vector, weight(client))
+            accepted = accept(blob, layout)
+            checked = time.perf_counter()
+            everybody.add_with(accepted.add_to, weight(client), accepted.peak)
         else:
-            everybody.add(unflatten(vector, layout), weight(client))
-        adding += time.perf_counter() - decoded
-        decoding += decoded - begun
+            update = decode(blob, layout).update
+            checked = time.perf_counter()
+            everybody.add(update, weight(client))
+        adding += time.perf_counter() - checked
+        checking += checked - begun
     everybody.finish()
     figures = {
         "seconds": time.perf_counter() - start,
-        "decode_seconds": decoding,
+        "check_seconds": checking,
         "add_seconds": adding,
         "memory": _peak_memory() - before,
         "process_memory": _peak_memory(),

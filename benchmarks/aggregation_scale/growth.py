@@ -16,22 +16,24 @@ ROOT = Path(__file__).parents[2]
 class Growth:
     """One aggregation from the first payload to the mean.
 
-    `memory` is the peak in bytes above what the process had before the first client (interpreter, libraries,
+    `check_seconds` are those before anything is added, decoding included where there is any. `memory` is the
+    peak in bytes above what the process had before the first client (interpreter, libraries, compiled loops,
     payloads), `process_memory` all of it.
     """
 
     aggregation: str
     codec: str
+    layers: int
     clients: int
     seconds: float
-    decode_seconds: float
+    check_seconds: float
     add_seconds: float
     memory: int
     process_memory: int
     clients_per_second: float
 
 
-def measured(folder: Path, aggregation: str, codec: str, clients: int) -> Growth:
+def measured(folder: Path, aggregation: str, codec: str, layers: int, clients: int) -> Growth:
     """Aggregate the payloads in a folder (`clients.save`) once, in a new process on one core."""
     command = [sys.executable, "-m", "benchmarks.aggregation_scale.aggregate_once"]
     arguments = [str(folder), aggregation, str(clients)]
@@ -41,4 +43,4 @@ def measured(folder: Path, aggregation: str, codec: str, clients: int) -> Growth
     )
     figures = json.loads(done.stdout)
     pace = clients / figures["seconds"]
-    return Growth(aggregation, codec, clients, **figures, clients_per_second=pace)
+    return Growth(aggregation, codec, layers, clients, **figures, clients_per_second=pace)

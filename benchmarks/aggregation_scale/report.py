@@ -11,8 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.adapter_contest.timing import Spread
+from benchmarks.aggregation_scale.first_use import FirstUse
 from benchmarks.aggregation_scale.growth import Growth
-from benchmarks.aggregation_scale.speed import MANY, TORCH, Contest
+from benchmarks.aggregation_scale.speed import COMPILED, MANY, TORCH, Contest
 
 MOST_PASSES, LEAST_TIMES_FLOWER = 5.0, 10.0
 EVEN = 1.25
@@ -25,17 +26,18 @@ MANY_CLIENTS = 100
 class Row:
     """Milliseconds for one client of a codec, and their ratios to others' times, round by round.
 
-    `header` and `finite` are parts of `decode` and `add`: the checksum and what else the header tells, and
-    that no number is NaN or infinite. `passes` is the whole over the fastest of numpy's multiply-add passes,
-    `fused` that over torch's; `flower` is Flower's time for one client over ours.
+    `way` is what adds: compiled loops, or numpy alone. `check` is all before anything is added, decoding
+    included where there is any; `header`, a part of it, the checksum and what else the header tells. `passes`
+    is the whole over the fastest of numpy's multiply-add passes, `fused` that over torch's; `flower` is
+    Flower's time for one client over ours.
     """
 
     codec: str
+    way: str
     payload_bytes: int
-    decode: Spread
+    check: Spread
     header: Spread
     add: Spread
-    finite: Spread
     whole: Spread
     clients_per_second: Spread
     passes: Spread
@@ -72,23 +74,25 @@ class Report:
     codecs: list[Row]
     references: list[Reference]
     growth: list[Growth]
+    first_use: FirstUse
     goals: list[Goal]
 
 
 def rows(found: Contest, payload_bytes: Mapping[str, int]) -> list[Row]:
-    """A row for each codec."""
+    """A row for each codec and way."""
     return [
         Row(
             codec,
+            way,
             payload_bytes[codec],
-            *(_milliseconds(parts[part]) for part in ("decode", "header", "add", "finite")),
-            _milliseconds(whole := [d + a for d, a in zip(parts["decode"], parts["add"], strict=True)]),
+            *(_milliseconds(parts[part]) for part in ("check", "header", "add")),
+            _milliseconds(whole := [c + a for c, a in zip(parts["check"], parts["add"], strict=True)]),
             Spread.of([1 / seconds for seconds in whole]),
             _ratio(whole, found.passes[found.limit()]),
             _ratio(whole, found.passes[TORCH]),
             _ratio(found.flower_client, whole),
         )
-        for codec, parts in found.codecs.items()
+        for (codec, way), parts in found.codecs.items()
     ]
 
 
@@ -110,8 +114,8 @@ def references(found: Contest) -> list[Reference]:
 
 
 def goals(codecs: Sequence[Row], growth: Sequence[Growth]) -> list[Goal]:
-    """What int4 was meant to reach. Time is linear when each further client costs as much as the last."""
-    (int4,) = (row for row in codecs if row.codec == "int4")
+    """What compiled int4 was meant to reach. Time is linear when each further client costs the same."""
+    int4 = _goal_row(codecs)
     found = [
         Goal(
             f"at most {MOST_PASSES:g} multiply-add passes of numpy",
@@ -141,23 +145,32 @@ def goals(codecs: Sequence[Row], growth: Sequence[Growth]) -> list[Goal]:
 def show(report: Report, console: Console) -> None:
     """Print all of it."""
     console.print(_codecs(report.codecs), _references(report.references), _growth(report.growth))
-    int4 = next(row for row in report.codecs if row.codec == "int4")
-    medians = (int4.header.median, int4.decode.median, int4.finite.median, int4.add.median)
-    header, decode, finite, add = (median / int4.whole.median for median in medians)
-    parts = {
-        "checksum and header": header,
-        "the rest of decoding": decode - header,
-        "check for NaN and infinity": finite,
-        "the rest of adding": add - finite,
-    }
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in parts.items())
-    console.print(f"Where the time of int4 goes: {shares}.")
+    int4 = _goal_row(report.codecs)
+    medians = (int4.header.median, int4.check.median, int4.add.median)
+    header, check, add = (median / int4.whole.median for median in medians)
+    console.print(
+        f"Where the time of compiled int4 goes: checksum and header {header:.0%}, scales and codes "
+        f"{check - header:.0%}, adding {add:.0%}. What limits it: the checksum (zlib) reads "
+        f"{int4.payload_bytes / int4.header.median / 1e6:.1f} GB/s; adding takes "
+        f"{int4.passes.median * add:.1f} of numpy's and {int4.fused.median * add:.1f} of torch's passes over "
+        "the same sums."
+    )
+    use = report.first_use
+    console.print(
+        f"Before the first client: {use.first_seconds:.1f} s in the first process on a machine, which "
+        f"compiles, {use.later_seconds:.1f} s in later ones; numba takes {use.later_memory / 1e6:.0f} MB."
+    )
     console.print(
         f"Flower has all replies in memory, {report.flower_bytes_per_client / 1e6:.1f} MB a client; "
-        "fedkron one payload and one vector at a time."
+        "fedkron one payload at a time."
     )
     for goal in report.goals:
         console.print(f"{'reached' if goal.holds else 'missed '}  {goal.figure:6.2f}  {goal.text}")
+
+
+def _goal_row(codecs: Sequence[Row]) -> Row:
+    (row,) = (row for row in codecs if (row.codec, row.way) == ("int4", COMPILED))
+    return row
 
 
 def _milliseconds(seconds: Sequence[float]) -> Spread:
@@ -184,14 +197,15 @@ def _codecs(found: Sequence[Row]) -> Table:
     table = _table(
         "ms for one client, median ± half of the interquartile range; passes: multiply-adds of numpy in\n"
         "that time; fused: of torch; × Flower: clients per second over Flower's",
-        "codec", "payload kB", "decode", "of it header", "add", "of it finite", "clients/s", "passes",
-        "fused", "× Flower",
+        "codec", "with", "payload kB", "check", "of it header", "add", "clients/s", "passes", "fused",
+        "× Flower",
     )  # fmt: skip
     for row in found:
         table.add_row(
             row.codec,
+            row.way,
             f"{row.payload_bytes / 1e3:,.0f}",
-            *map(_short, (row.decode, row.header, row.add, row.finite)),
+            *map(_short, (row.check, row.header, row.add)),
             f"{row.clients_per_second.median:,.0f}",
             *map(_short, (row.passes, row.fused, row.flower)),
         )
@@ -208,17 +222,18 @@ def _references(found: Sequence[Reference]) -> Table:
 def _growth(found: Sequence[Growth]) -> Table:
     table = _table(
         "From the first payload to the mean, in a process of its own",
-        "aggregation", "codec", "clients", "seconds", "clients/s", "decode ms", "add ms", "memory MB",
-        "whole process MB",
+        "aggregation", "codec", "layers", "clients", "seconds", "clients/s", "check ms", "add ms",
+        "memory MB", "whole process MB",
     )  # fmt: skip
     for row in found:
         table.add_row(
             row.aggregation,
             row.codec,
+            str(row.layers),
             f"{row.clients:,}",
             f"{row.seconds:.2f}",
             f"{row.clients_per_second:,.1f}",
-            f"{1e3 * row.decode_seconds / row.clients:.2f}",
+            f"{1e3 * row.check_seconds / row.clients:.2f}",
             f"{1e3 * row.add_seconds / row.clients:.2f}",
             f"{row.memory / 1e6:,.0f}",
             f"{row.process_memory / 1e6:,.0f}",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,8 @@ from flwr.serverapp.strategy.strategy_utils import aggregate_arrayrecords
 from benchmarks.aggregation_scale.clients import weight
 from benchmarks.aggregation_scale.models import WEIGHT
 from fedkron.aggregation.factorwise import FactorwiseMean
-from fedkron.aggregation.weighted_mean import largest_magnitude
+from fedkron.compression.accumulate import Opener, accept, decoded
+from fedkron.compression.kernels import compiled
 from fedkron.compression.payload import decode_vector, inspect_header
 from fedkron.layout import AdapterLayout, Vector
 
@@ -28,15 +29,18 @@ PASSES = 16
 
 NUMPY, BLOCKS, TORCH = "numpy, in one go", "numpy, in blocks", "torch, fused"
 
+COMPILED, NUMPY_ONLY = "numba", "numpy"
+WAYS: dict[str, Opener] = {COMPILED: compiled, NUMPY_ONLY: decoded}
+
 Seconds = dict[str, list[float]]
 """Seconds of each step for one client (or one pass), one value a round."""
 
 
 @dataclass(frozen=True)
 class Contest:
-    """The times of all: `codecs` by codec and part, `passes` by way, `flower` by `few` and `many`."""
+    """The times of all: `codecs` by codec, way and part, `passes` by way, `flower` by `few` and `many`."""
 
-    codecs: dict[str, Seconds]
+    codecs: dict[tuple[str, str], Seconds]
     passes: Seconds
     flower: Seconds
 
@@ -51,6 +55,11 @@ class Contest:
         return min((NUMPY, BLOCKS), key=lambda name: sorted(self.passes[name])[len(self.passes[name]) // 2])
 
 
+def contestants(codecs: Iterable[str]) -> list[tuple[str, str]]:
+    """Codecs and ways of those that are timed: a compiled way where a codec has one, and numpy's."""
+    return [(name, way) for name in codecs for way in WAYS if way == NUMPY_ONLY or name.startswith("int")]
+
+
 def contest(
     layout: AdapterLayout,
     payloads: Mapping[str, Sequence[bytes]],
@@ -59,10 +68,9 @@ def contest(
     done: Callable[[], None],
 ) -> Contest:
     """Time everybody in each of the rounds, each round in another order, after one that is not counted."""
-    steps: dict[tuple[str, str], Callable[[], dict[str, float]]] = {}
-    streams = {name: _stream(layout, blobs) for name, blobs in payloads.items()}
-    for name, stream in streams.items():
-        steps["codecs", name] = stream.__next__
+    steps: dict[tuple[str, Hashable], Callable[[], dict[str, float]]] = {}
+    for name, way in contestants(payloads):
+        steps["codecs", (name, way)] = _stream(layout, payloads[name], WAYS[way]).__next__
     vector = decode_vector(next(iter(payloads.values()))[0], layout)[1]
     for name, step in _passes(vector).items():
         steps["passes", name] = lambda step=step: {"pass": _seconds(step) / PASSES}
@@ -71,7 +79,7 @@ def contest(
         steps["flower", name] = lambda replies=replies: {
             "all": _seconds(lambda: aggregate_arrayrecords(replies, WEIGHT))
         }
-    found: dict[tuple[str, str], Seconds] = {key: defaultdict(list) for key in steps}
+    found: dict[tuple[str, Hashable], Seconds] = {key: defaultdict(list) for key in steps}
     order = random.Random(0)
     for number in range(rounds + 1):
         for key in order.sample(list(steps), len(steps)):
@@ -86,25 +94,22 @@ def contest(
     )
 
 
-def _stream(layout: AdapterLayout, blobs: Sequence[bytes]) -> Iterator[dict[str, float]]:
-    """A mean that goes on from round to round; each time all payloads once, then the checks by themselves."""
+def _stream(layout: AdapterLayout, blobs: Sequence[bytes], opener: Opener) -> Iterator[dict[str, float]]:
+    """A mean that goes on from round to round; each time all payloads once, their headers once more."""
     mean = FactorwiseMean(layout)
     client = 0
     while True:
         seconds: dict[str, float] = defaultdict(float)
         for blob in blobs:
             begun = time.perf_counter()
-            _, vector = decode_vector(blob, layout)
-            decoded = time.perf_counter()
-            mean.add_vector(vector, weight(client))
+            accepted = accept(blob, layout, opener)
+            checked = time.perf_counter()
+            mean.add_with(accepted.add_to, weight(client), accepted.peak)
             added = time.perf_counter()
             inspect_header(blob)
-            checked = time.perf_counter()
-            largest_magnitude(vector)
-            seconds["finite"] += time.perf_counter() - checked
-            seconds["header"] += checked - added
-            seconds["add"] += added - decoded
-            seconds["decode"] += decoded - begun
+            seconds["header"] += time.perf_counter() - added
+            seconds["add"] += added - checked
+            seconds["check"] += checked - begun
             client += 1
         yield {part: total / len(blobs) for part, total in seconds.items()}
 

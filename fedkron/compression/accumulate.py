@@ -21,6 +21,7 @@ from fedkron.compression.payload import Body, Header, checked_bodies
 from fedkron.errors import AdapterError, ConfigError
 from fedkron.layout import AdapterLayout, Vector
 
+_LARGEST_SHARE = float(np.finfo(np.float32).max)
 _AT_A_TIME = 1 << 16  # elements: what is being worked on, three times 256 KiB, stays in the cache
 
 
@@ -71,7 +72,7 @@ class Accepted:
             )
         if not (sums.flags.c_contiguous and sums.flags.writeable):
             raise AdapterError("sums are a view with gaps, or read-only: give a vector of their own")
-        if not abs(share) <= np.finfo(np.float32).max:
+        if not abs(share) <= _LARGEST_SHARE:
             raise ConfigError(f"share is {share}: use a finite float32 number")
         for part, addend in zip(self.parts, self.addends, strict=True):
             addend.add_to(sums[part], np.float32(share))

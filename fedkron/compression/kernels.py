@@ -65,10 +65,10 @@ def are_nibbles(packed: Bytes, starts: Places, lengths: Places, scales: Vector) 
 @_compiled(nb.boolean(_BYTES, _PLACES, _PLACES, _SCALES))
 def are_bytes(packed: Bytes, starts: Places, lengths: Places, scales: Vector) -> bool:
     """Whether these are codes -127..127 in two's complement, all 0 where the scale is 0."""
-    wrong = False
+    smallest = np.int8(0)
     for i in range(packed.size):
-        wrong |= packed[i] == 128
-    if wrong:
+        smallest = min(smallest, np.int8(packed[i]))
+    if smallest == -128:
         return False
     for block in range(starts.size):
         if scales[block] == 0:

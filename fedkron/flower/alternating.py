@@ -1,7 +1,7 @@
 """One factor after the other: a round trains and sends only one of them, so that the plain mean is exact.
 
 ΔW = (α/r) · A ⊗ (B1·B2) is linear in each factor while the others are the same for everybody: the mean of
-that factor is the mean of the ΔW. This is RoLoRA (Chen et al. 2024, arXiv 2409.02346), which alternates
+that factor is the mean of the ΔW. This is RoLoRA (Chen et al. 2025, arXiv 2502.01755), which alternates
 between LoRA's two factors, carried over to the three of Kron-LoRA. A round costs the bytes of what it trains.
 """
 

@@ -278,7 +278,6 @@ def test_without_numba_and_without_a_folder_for_its_cache_the_bits_are_the_same(
     copied = tmp_path / "fedkron"
     shutil.copytree(ROOT / "fedkron", copied, ignore=shutil.ignore_patterns("__pycache__"))
     (copied / "compression" / "__pycache__").touch()
-    nowhere = "/dev/null/nowhere"
-    homeless = {name: nowhere for name in ("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR")}
+    homeless = dict.fromkeys(("HOME", "XDG_CACHE_HOME", "NUMBA_CACHE_DIR"), "/dev/null/nowhere")
     assert added_in_a_process(tmp_path, "", PYTHONDONTWRITEBYTECODE="1", PYTHONPATH="", **homeless) == found
     assert (copied / "compression" / "__pycache__").is_file()

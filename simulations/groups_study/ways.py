@@ -1,0 +1,28 @@
+"""What is compared: who shares an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fedkron.settings import CLUSTERS, ONE_GROUP, TASK_GROUPS, GroupSettings
+
+ONE_FOR_ALL, PER_TASK, CLUSTERED = "one for all", "per task", "clustered"
+
+WARM_UP = 1
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to group nodes, as the settings of a run."""
+
+    name: str
+    groups: GroupSettings
+
+
+def ways(tasks: int) -> tuple[Way, ...]:
+    """All ways to group nodes that have so many tasks. Clusters are told the number, and nothing else."""
+    return (
+        Way(ONE_FOR_ALL, GroupSettings(ONE_GROUP)),
+        Way(PER_TASK, GroupSettings(TASK_GROUPS)),
+        Way(CLUSTERED, GroupSettings(CLUSTERS, clusters=tasks, warm_up=WARM_UP)),
+    )
