@@ -42,7 +42,7 @@ from benchmarks.aggregation_scale.speed import contest
 CODECS = ("int4", "int8", "ecsq")
 CLIENTS, MOST_MERGED, ROUNDS, LAYERS = (10, 100, 1000, 10_000), 100, 9, 32
 MERGED_LAYERS = 4
-QUICK_CLIENTS, QUICK_MOST_MERGED, QUICK_ROUNDS, QUICK_LAYERS = (10, 100, 1000), 10, 3, 4
+QUICK_CLIENTS, QUICK_MOST_MERGED, QUICK_ROUNDS, QUICK_LAYERS = (10, 100, 1000, 4000), 10, 3, 4
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--json", metavar="PATH", help="write the figures as JSON (- for standard output)")
     parser.add_argument(
-        "--quick", action="store_true", help="4 decoder layers, at most 1000 clients, 3 rounds"
+        "--quick", action="store_true", help="4 decoder layers, at most 4000 clients, 3 rounds"
     )
     parser.add_argument("--clients", type=int, nargs="+", metavar="N", help="10 100 1000 10000")
     parser.add_argument("--rounds", type=int, help="samples of each speed, at least 2 (9)")

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ArrayRecord
 
-from fedkron.aggregation import Aggregator, aggregator
+from fedkron.aggregation import aggregator
 from fedkron.errors import ConfigError
+from fedkron.flower.combining import Combining, combining
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Sent, take_all
 from fedkron.flower.wire import to_arrays
 from fedkron.layout import AdapterLayout
@@ -47,22 +48,21 @@ class Groups:
 
         Its projection error is the largest of any group. What `FOR_ALL` answered is in the mean only.
         """
-        combining: dict[str, Aggregator] = {}
+        streams: dict[str, Combining] = {}
         weights: Counter[str] = Counter()
 
         def take(answer: Answer) -> None:
             group = group_of(answer.origin.node)
-            opened = answer.uploads[ARRAYS].opened()
-            if group not in combining:
-                combining[group] = aggregator(self._aggregation, self._layout)
-            combining[group].add(opened, answer.weight)
+            if group not in streams:
+                streams[group] = combining(self._aggregation, self._layout)
+            streams[group].add(answer.uploads[ARRAYS], answer.weight)
             weights[group] += answer.weight  # type: ignore[assignment]  # Counter takes floats
 
         refused = take_all(answers, take)
         common = aggregator(self._aggregation, self._layout)
         arrays, errors = {}, []
         for group, weight in sorted(weights.items()):
-            combined = combining[group].finish()
+            combined = streams[group].finish()
             common.add(combined.adapter, weight)
             arrays[group] = to_arrays(combined.adapter)
             errors += [combined.projection_error] if combined.projection_error is not None else []

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
-from fedkron.aggregation import aggregator
 from fedkron.flower.alternating import ALTERNATING, Alternating
+from fedkron.flower.combining import combining
 from fedkron.flower.global_adapter import (
     ARRAYS,
     FOR_ALL,
@@ -37,7 +37,7 @@ class OneForAll:
     """
 
     def __init__(self, layout: AdapterLayout, aggregation: str) -> None:
-        aggregator(aggregation, layout)  # refuses what it does not know before anybody trains
+        combining(aggregation, layout)  # refuses what it does not know before anybody trains
         self._layout = layout
         self._aggregation = aggregation
         self._round = 0
@@ -61,9 +61,9 @@ class OneForAll:
 
     def combine(self, answers: Iterable[Answer]) -> Combined:
         """Aggregate the adapters."""
-        combining = aggregator(self._aggregation, self._layout)
-        refused = take_all(answers, lambda a: combining.add(a.uploads[ARRAYS].opened(), a.weight))
-        combined = combining.finish()
+        stream = combining(self._aggregation, self._layout)
+        refused = take_all(answers, lambda answer: stream.add(answer.uploads[ARRAYS], answer.weight))
+        combined = stream.finish()
         if combined.terms:
             self._terms[f"{TERMS}.{self._round}"] = to_arrays(combined.terms)
         return Combined(combined.adapter, combined.projection_error, refused)

@@ -8,10 +8,10 @@ from typing import Any
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedkron.compression import Kind, inspect_header
+from fedkron.compression import inspect_header
 from fedkron.errors import ContractError
 from fedkron.flower.grid import Awaited, CompressedGrid, packed
-from fedkron.flower.uploads import Upload, check_update
+from fedkron.flower.uploads import Upload
 from fedkron.flower.wire import is_packed
 
 
@@ -38,7 +38,7 @@ class UnopenedGrid(CompressedGrid):
         uploads = {k: packed(k, r, memory) for k, r in reply.content.items() if is_packed(r)}
         for upload in uploads.values():
             header = inspect_header(upload.payload)
-            check_update(Kind[header.kind], header.round, upload.round)
+            upload.check(header)
             if header.contract != upload.layout.contract:
                 raise ContractError(
                     f"payload has contract {header.contract[:12]}…, expected {upload.layout.contract[:12]}…"

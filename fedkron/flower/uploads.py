@@ -13,10 +13,11 @@ from typing import Protocol
 import numpy as np
 from flwr.app import Message
 
-from fedkron.compression import Kind, decode
+from fedkron.compression import Header, Kind
+from fedkron.compression.payload import decode_vector
 from fedkron.errors import PayloadError
 from fedkron.flower.wire import to_state
-from fedkron.layout import AdapterLayout, State
+from fedkron.layout import AdapterLayout, State, unflatten
 
 
 class Upload(Protocol):
@@ -41,15 +42,22 @@ class Packed:
         Raises `PayloadError` or `ContractError` for a payload that is damaged, no update, of another round or
         adapter, or that takes a tensor beyond the largest float32.
         """
-        decoded = decode(self.payload, self.layout)
-        check_update(decoded.kind, decoded.round, self.round)
+        header, update = decode_vector(self.payload, self.layout)
+        self.check(header)
         # The reference is the server's full-precision state, not the quantized broadcast: what the
         # broadcast's quantization left out is thus not lost, but sent again with the next one.
         with np.errstate(over="ignore"):
-            trained = {name: self.reference[name] + update for name, update in decoded.update.items()}
+            trained = {n: self.reference[n] + values for n, values in unflatten(update, self.layout).items()}
         if overflown := [name for name, values in trained.items() if not np.isfinite(values).all()]:
             raise PayloadError(f"it takes tensor {overflown[0]!r} beyond the largest float32")
         return trained
+
+    def check(self, header: Header) -> None:
+        """Raise `PayloadError` unless a payload is an update of this round."""
+        if header.kind != Kind.UPDATE.name:
+            raise PayloadError(f"payload is a {header.kind}, an upload is an {Kind.UPDATE.name}")
+        if header.round != self.round:
+            raise PayloadError(f"payload is of round {header.round}, expected round {self.round}")
 
 
 @dataclass(frozen=True)
@@ -81,11 +89,3 @@ class Watched:
 def plain_uploads(reply: Message) -> Mapping[str, Upload]:
     """The uploads in a reply whose arrays are not packed, by record key."""
     return {key: Plain(reply, key) for key in reply.content.array_records}
-
-
-def check_update(kind: Kind, round_: int, expected: int) -> None:
-    """Raise `PayloadError` unless a payload is an update of this round."""
-    if kind is not Kind.UPDATE:
-        raise PayloadError(f"payload is a {kind.name}, an upload is an {Kind.UPDATE.name}")
-    if round_ != expected:
-        raise PayloadError(f"payload is of round {round_}, expected round {expected}")

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -156,6 +158,46 @@ def test_weights_that_are_all_zero_have_no_mean() -> None:
     mean.add(np.ones(4, np.float32), 0.0)
     with pytest.raises(ConfigError, match="all weights are zero"):
         mean.finish()
+
+
+def add_to(vector: np.ndarray) -> Callable[[np.ndarray, float], None]:
+    def accumulate(sums: np.ndarray, share: float) -> None:
+        sums += np.float32(share) * vector
+
+    return accumulate
+
+
+@patient
+@given(st.lists(st.sampled_from([0.0, 1.0, 0.3, 1e4, 1e30]), min_size=1, max_size=40), seeds)
+def test_a_vector_that_is_not_in_memory_counts_as_one_that_is(weights: list[float], seed: int) -> None:
+    weights[0] = 0.7
+    vectors = random_vectors(len(weights), 30, seed)
+    # Near float32's largest number a vector goes straight to the float64 sum.
+    vectors[0] *= np.float32(1e37)
+    mean = WeightedMean(30)
+    for vector, weight in zip(vectors, weights, strict=True):
+        mean.add_with(add_to(vector), weight, float(np.abs(vector).max()))
+    assert np.array_equal(mean.finish(), mean_of(vectors, weights))
+
+
+@pytest.mark.parametrize("before", [0, 1, 15, 20])
+def test_an_accumulation_that_is_refused_leaves_the_mean_as_it_was(before: int) -> None:
+    vectors = random_vectors(before + 1, 4, 0)
+
+    def refuse(sums: np.ndarray, share: float) -> None:
+        raise AdapterError(f"{sums.shape} {share}")
+
+    mean = WeightedMean(4)
+    for good in vectors[:before]:
+        mean.add(good, 2.0)
+    for weight, peak in [(5.0, 1.0), (5.0, 1e38)]:
+        with pytest.raises(AdapterError, match=r"\(4,\)"):
+            mean.add_with(refuse, weight, peak)
+    for peak in (np.nan, np.inf, -1.0):
+        with pytest.raises(AdapterError, match=f"peak is {peak}"):
+            mean.add_with(add_to(vectors[0]), 5.0, peak)
+    mean.add(vectors[-1], 3.0)
+    assert np.array_equal(mean.finish(), mean_of(vectors, [2.0] * before + [3.0]))
 
 
 def test_the_vectors_that_were_added_are_not_kept() -> None:

@@ -403,16 +403,18 @@ def test_reply_without_origin_counts_for_the_nameless_task() -> None:
 # ------------------------------------------------------------------ uploads that are opened late
 
 
-def test_uploads_opened_one_after_the_other_make_the_same_bytes() -> None:
+@pytest.mark.parametrize("aggregation", ["factorwise", "merged"])
+@pytest.mark.parametrize("codec", ["fp32", "int4", "ecsq"])
+def test_uploads_opened_one_after_the_other_make_the_same_adapter(aggregation: str, codec: str) -> None:
     def run(grid_kind: type[CompressedGrid], uploads: Callable[[CompressedGrid], dict]) -> State:
-        seam = grid_kind(InProcessGrid(node_app(), NODES, {}), layout=LAYOUT)
-        result = FedKron(LAYOUT, **uploads(seam)).start(seam, record(adapter(9)), num_rounds=3)
+        seam = grid_kind(InProcessGrid(node_app(), NODES, {}), layout=LAYOUT, upload=codec)
+        strategy = FedKron(LAYOUT, aggregation=aggregation, **uploads(seam))
+        result = strategy.start(seam, record(adapter(9)), num_rounds=1)
         return state_of(result.arrays)
 
     early = run(CompressedGrid, lambda _: {})
     late = run(UnopenedGrid, lambda seam: {"uploads": seam.uploads})
-    for name, values in early.items():
-        assert late[name].tobytes() == values.tobytes()
+    assert_close(late, early)
 
 
 @pytest.mark.parametrize("damaged", ["body", "header", "round"])
