@@ -92,7 +92,7 @@ def add_nibbles(  # noqa: PLR0917
         pairs = (end - start) >> 1
         some, codes = sums[start : start + 2 * pairs], packed[start >> 1 : (start >> 1) + pairs]
         for i in range(pairs):
-            some[2 * i] += (share * scale) * (np.float32(codes[i] & 15) - _ZERO)
+            some[2 * i] += share * (scale * (np.float32(codes[i] & 15) - _ZERO))
             some[2 * i + 1] += share * (scale * (np.float32(codes[i] >> 4) - _ZERO))
         if (end - start) & 1:
             sums[end - 1] += share * (scale * (np.float32(packed[end >> 1] & 15) - _ZERO))

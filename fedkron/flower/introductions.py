@@ -17,9 +17,6 @@ SIZE = "size"
 one's.
 """
 
-TIMEOUT = 600.0
-"""Seconds to wait for introductions: nothing is trained for them, but a base may have to be loaded."""
-
 
 def introduction_of(task: str, partition: int, size: Size) -> RecordDict:
     """What a client answers to a query."""
@@ -31,14 +28,19 @@ def introduction_of(task: str, partition: int, size: Size) -> RecordDict:
     )
 
 
-def introduce(nodes: Sequence[int], adapters: GlobalAdapter, grid: Grid, round_: int) -> dict[int, str]:
-    """Query nodes and let `adapters` meet them; returns why some could not be met, by node."""
+def introduce(
+    nodes: Sequence[int], adapters: GlobalAdapter, grid: Grid, *, round_: int, timeout: float
+) -> dict[int, str]:
+    """Query nodes and let `adapters` meet them; returns why some could not be met, by node.
+
+    Waits for them at most `timeout` seconds.
+    """
     config = ConfigRecord({"server-round": round_})
     messages = [Message(RecordDict({"config": config}), node, MessageType.QUERY) for node in nodes]
     if not messages:
         return {}
     failures = {node: f"node {node}: no introduction in time" for node in nodes}
-    for reply in grid.send_and_receive(messages, timeout=TIMEOUT):
+    for reply in grid.send_and_receive(messages, timeout=timeout):
         node = reply.metadata.src_node_id
         if reply.has_error():
             failures[node] = f"node {node}: no introduction: {reply.error.reason}"

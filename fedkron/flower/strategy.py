@@ -14,7 +14,7 @@ import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.serverapp import Grid
-from flwr.serverapp.strategy import FedAvg
+from flwr.serverapp.strategy import FedAvg, Result
 
 from fedkron.errors import RunError
 from fedkron.flower.admission import check_replies, metrics_of, origin_of
@@ -92,6 +92,25 @@ class FedKron(FedAvg):
         self._report = RoundReport(0)
         self._expected: dict[int, tuple[str, ...]] = {}
         self._failed: list[str] = []
+        self._timeout = 3600.0
+
+    def start(  # noqa: PLR0917  # Flower's order
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+    ) -> Result:
+        """Run all rounds, as every Flower strategy does; so long may nodes take to introduce themselves,
+        too.
+        """
+        self._timeout = timeout
+        return super().start(
+            grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
+        )
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -163,7 +182,7 @@ class FedKron(FedAvg):
         """The messages to all who said who they are, with what each is to get."""
         messages = list(messages)
         strangers = self.adapters.strangers([message.metadata.dst_node_id for message in messages])
-        unknown = introduce(strangers, self.adapters, grid, server_round)
+        unknown = introduce(strangers, self.adapters, grid, round_=server_round, timeout=self._timeout)
         self._report.failures += unknown.values()
         self._expected = {}
         self.adapters.adopt(server_round, arrays)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -47,8 +47,7 @@ def federate(job: Job) -> Outcome:
         settings = job.settings(folder)
         run = run_programs(settings, load.clients, data=(load, job.seed))
         nodes = {name_of(node): node for node in nodes_of(settings, load.clients)}
-        outcome = _outcome(run, nodes, settings)
-    return replace(outcome, seconds=time.perf_counter() - started)
+        return _outcome(run, nodes, settings, started)
 
 
 def nodes_of(settings: Settings, count: int) -> list[Node]:
@@ -80,7 +79,9 @@ def adapters_of(run: Path, groups: Groups) -> dict[str, AdapterFile]:
     }
 
 
-def candidates(groups: Groups, adapters: Mapping[str, AdapterFile], settings: Settings) -> Iterator[Candidate]:
+def candidates(
+    groups: Groups, adapters: Mapping[str, AdapterFile], settings: Settings
+) -> Iterator[Candidate]:
     """The adapters of a run as they are; those of tasks also as one, in every way to merge them."""
     held = {node: adapters[name].state for name, members in groups.items() for node in members}
     yield Candidate(AS_TRAINED, held, settings.adapter)
@@ -97,28 +98,32 @@ def candidates(groups: Groups, adapters: Mapping[str, AdapterFile], settings: Se
         )
 
 
-def _outcome(run: Path, nodes: Mapping[str, Node], settings: Settings) -> Outcome:
-    written = written_outcome(run)
+def _outcome(run: Path, nodes: Mapping[str, Node], settings: Settings, started: float) -> Outcome:
     groups = groups_of(run, list(nodes))
-    measured = {
-        candidate: {
+    measured: dict[str, dict[str, Accuracies]] = {}
+    errors = {}
+    for candidate in candidates(groups, adapters_of(run, groups), settings):
+        measured[candidate.name] = {
             name: accuracies(nodes[name], state, candidate.adapter, settings)
             for name, state in candidate.states.items()
         }
-        for candidate in candidates(groups, adapters_of(run, groups), settings)
-    }
+        if candidate.projection_error is not None:
+            errors[candidate.name] = candidate.projection_error
+    written = written_outcome(run, started)
 
     def by_task(of_nodes: Mapping[str, Accuracies], heads: str) -> tuple[float, ...]:
-        # Nodes that have the same task have the same test texts.
+        # Nodes that have the same task have the same test texts: each counts as much.
         return tuple(
-            float(np.mean([getattr(a, heads) for name, a in of_nodes.items() if nodes[name].task.name == task]))
+            float(
+                np.mean([getattr(a, heads) for name, a in of_nodes.items() if nodes[name].task.name == task])
+            )
             for task in written.tasks
         )
 
     return Outcome(
         **vars(written),
         groups=tuple(groups.values()),
-        kept={candidate.name: by_task(found, "kept") for candidate, found in measured.items()},
-        fitted={candidate.name: by_task(found, "fitted") for candidate, found in measured.items()},
-        projection_error={c.name: c.projection_error for c in measured if c.projection_error is not None},
+        kept={name: by_task(of_nodes, "kept") for name, of_nodes in measured.items()},
+        fitted={name: by_task(of_nodes, "fitted") for name, of_nodes in measured.items()},
+        projection_error=errors,
     )

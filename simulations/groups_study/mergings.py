@@ -23,9 +23,7 @@ class Merging:
 
     def settings(self, adapter: AdapterSettings) -> AdapterSettings:
         """Those of the merged adapter: α/r stays as it is."""
-        return replace(
-            adapter, rank=adapter.rank * self.times_rank, alpha=adapter.alpha * self.times_rank
-        )
+        return replace(adapter, rank=adapter.rank * self.times_rank, alpha=adapter.alpha * self.times_rank)
 
     def merge(self, adapters: Sequence[State], layout: AdapterLayout, rank: int, seed: int) -> MergedTasks:
         """Merge adapters of one layout and rank."""

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 
 from fedkron.settings import CLUSTERS, ONE_GROUP, TASK_GROUPS, GroupSettings
 
-ONE_FOR_ALL, PER_TASK, CLUSTERED = "one for all", "per task", "clustered"
+ONE_FOR_ALL, CLUSTERED, PER_TASK = "one for all", "clustered", "per task"
 
 WARM_UP = 1
+"""Rounds before there are clusters. The updates of the first round, which all begin from the same adapter,
+tell tasks apart as well as later ones, and each further round goes to an adapter that all pull at."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,6 @@ def ways(tasks: int) -> tuple[Way, ...]:
     """All ways to group nodes that have so many tasks. Clusters are told the number, and nothing else."""
     return (
         Way(ONE_FOR_ALL, GroupSettings(ONE_GROUP)),
-        Way(PER_TASK, GroupSettings(TASK_GROUPS)),
         Way(CLUSTERED, GroupSettings(CLUSTERS, clusters=tasks, warm_up=WARM_UP)),
+        Way(PER_TASK, GroupSettings(TASK_GROUPS)),
     )

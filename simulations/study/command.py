@@ -20,7 +20,7 @@ def study_parser(
         prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", metavar="PATH", help="write all figures as JSON (- for standard output)")
-    parser.add_argument("--plot", type=_picture, metavar="FILE", help="draw accuracy over bytes (.svg, .png)")
+    parser.add_argument("--plot", type=_picture, metavar="FILE", help="draw accuracy (.svg, .png)")
     parser.add_argument(
         "--resume",
         type=Path,

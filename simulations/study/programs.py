@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Hashable
 from pathlib import Path
 
@@ -32,8 +33,8 @@ def run_programs(settings: Settings, nodes: int, data: Hashable) -> Path:
     return run_directory(settings, RUN_ID)
 
 
-def written_outcome(run: Path, seconds: float) -> Outcome:
-    """The figures in a run folder, with each task once; it took so long."""
+def written_outcome(run: Path, started: float) -> Outcome:
+    """The figures in a run folder, with each task once; `started` is when, by `time.perf_counter`."""
     rounds = [json.loads(line) for line in (run / ROUNDS).read_text(encoding="utf-8").splitlines()]
     by_round = totals_by_round(read_ledger(run / LEDGER)).values()
     tasks = tuple(rounds[-1]["evaluated"])
@@ -50,5 +51,5 @@ def written_outcome(run: Path, seconds: float) -> Outcome:
         head_only=measured("head-only-accuracy")[-1],
         up=tuple(total.message_up for total in by_round),
         down=tuple(total.message_down for total in by_round),
-        seconds=seconds,
+        seconds=time.perf_counter() - started,
     )

@@ -79,12 +79,15 @@ def difference(outcomes: Sequence[Outcome], others: Sequence[Outcome]) -> Differ
     A pair is a seed and a task: same texts, same order of batches, same initial head. The standard error
     takes the pairs as independent.
     """
+    return paired_difference([by_task(o, SMOOTH) for o in outcomes], [by_task(o, SMOOTH) for o in others])
+
+
+def paired_difference(
+    ours: Sequence[Mapping[str, float]], theirs: Sequence[Mapping[str, float]]
+) -> Difference:
+    """The same for figures by task, of one seed each."""
     pairs = np.array(
-        [
-            accuracy - by_task(other, SMOOTH)[task]
-            for outcome, other in zip(outcomes, others, strict=True)
-            for task, accuracy in by_task(outcome, SMOOTH).items()
-        ]
+        [one[task] - other[task] for one, other in zip(ours, theirs, strict=True) for task in one]
     )
     error = float(pairs.std(ddof=1)) / math.sqrt(len(pairs)) if len(pairs) > 1 else None
     return Difference(float(pairs.mean()), error, len(pairs))
