@@ -53,6 +53,17 @@ def elements(tensors: Iterable[TensorLayout]) -> int:
     return sum(tensor.size for tensor in tensors)
 
 
+class Tensors(tuple[TensorLayout, ...]):
+    """Tensors in order, hashed once: codecs look up where their blocks lie for every payload."""
+
+    @cached_property
+    def _hash(self) -> int:
+        return super().__hash__()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
 class Sections(NamedTuple):
     """The two parts of an adapter that are encoded, and accounted for, separately."""
 
@@ -107,12 +118,12 @@ class AdapterLayout:
     @cached_property
     def sections(self) -> Sections:
         """All tensors in wire order, by full name: first the factors, then what is trained in full."""
-        factors = tuple(
+        factors = Tensors(
             TensorLayout(module.tensor_name(factor.name), factor.shape)
             for module in self.modules
             for factor in module.factors
         )
-        return Sections(factors, self.dense)
+        return Sections(factors, Tensors(self.dense))
 
     @cached_property
     def tensors(self) -> tuple[TensorLayout, ...]:

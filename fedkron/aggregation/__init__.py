@@ -2,7 +2,7 @@
 
 from fedkron.aggregation.aggregator import Aggregate, Aggregator
 from fedkron.aggregation.exact import MergedExact
-from fedkron.aggregation.factorwise import FactorwiseMean, factorwise_mean
+from fedkron.aggregation.factorwise import FactorwiseMean
 from fedkron.aggregation.heterogeneous import Heterogeneous
 from fedkron.aggregation.merged import MergedMean
 from fedkron.aggregation.registry import AGGREGATIONS, aggregate, aggregator
@@ -21,7 +21,6 @@ __all__ = [
     "Stacked",
     "aggregate",
     "aggregator",
-    "factorwise_mean",
     "resized",
     "size_name",
     "sized",

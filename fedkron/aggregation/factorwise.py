@@ -6,13 +6,12 @@ terms A_j ⊗ (B1_k·B2_l) come in. `merged` removes this bias.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from fedkron.aggregation.aggregator import Aggregate
 from fedkron.aggregation.weighted_mean import WeightedMean
-from fedkron.errors import ConfigError
 from fedkron.layout import AdapterLayout, State, Vector, flatten, unflatten
 
 
@@ -49,15 +48,3 @@ class FactorwiseMean:
         Raises `AdapterError` when nothing was added, `ConfigError` when all weights are zero.
         """
         return Aggregate(unflatten(self._mean.finish().astype(np.float32), self._layout))
-
-
-def factorwise_mean(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> State:
-    """`FactorwiseMean` of adapters that are all there. Raises `ConfigError` when a weight is missing."""
-    if len(weights) != len(adapters):
-        raise ConfigError(
-            f"{len(weights)} weights for {len(adapters)} adapters: give one weight for each adapter"
-        )
-    mean = FactorwiseMean(layout)
-    for adapter, weight in zip(adapters, weights, strict=True):
-        mean.add(adapter, weight)
-    return mean.finish().adapter

@@ -17,7 +17,7 @@ from fedkron.aggregation.weights import checked_weight
 from fedkron.errors import AdapterError, ConfigError
 from fedkron.layout import Vector
 
-_VECTORS_AT_A_TIME = 16  # in float32: more are less exact, fewer cost more additions in float64
+_VECTORS_AT_A_TIME = 32  # in float32: more are less exact, fewer cost more additions in float64
 _AT_A_TIME = 1 << 16  # elements: what is being worked on, three times 256 KiB, stays in the cache
 _LARGEST_TERM = float(np.finfo(np.float32).max) / (2 * _VECTORS_AT_A_TIME)  # no float32 sum overflows
 
@@ -40,9 +40,9 @@ def largest_magnitude(vector: Vector) -> float:
 class WeightedMean:
     """Σ w·x / Σ w of float32 vectors x of shape (size,), in 12 bytes an element for any number of them.
 
-    Off from the exact mean by at most 1.2e-6 (20 roundings of float32) times Σ w·|x| / Σ w, unless terms are
-    near float32's smallest number. Measured on 10 to 10,000 random vectors around zero: 9e-8 of the mean, in
-    root mean squares, where rounding it to float32 costs 2.5e-8, and summing all in float32 up to 1.8e-6.
+    Off from the exact mean by at most 2.2e-6 (36 roundings of float32) times Σ w·|x| / Σ w, unless terms are
+    near float32's smallest number. Measured on 10 to 10,000 random vectors around zero: 1.1e-7 of the mean,
+    in root mean squares, where rounding it to float32 costs 2.5e-8, and summing all in float32 up to 1.8e-6.
     Of one vector the mean is that vector, once rounded to float32. Another order changes nothing beyond
     rounding.
     """

@@ -92,7 +92,7 @@ def _lines(runs: Runs, heads: str) -> Iterator[Line]:
     for way, outcomes in runs.items():
         for name in outcomes[0].kept:
             errors = [o.projection_error[name] for o in outcomes if name in o.projection_error]
-            adapter = way if name == AS_TRAINED else f"{way}, merged: {name}"
+            adapter = way if name == AS_TRAINED else f"merged: {name}"
             yield _line(runs, adapter, heads, _seeds(outcomes, heads, name), errors)
 
 

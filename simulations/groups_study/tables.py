@@ -21,9 +21,9 @@ def show(lines: Sequence[Line], sharings: Sequence[Sharing], console: Console) -
 
 def _accuracy(lines: Sequence[Line]) -> Table:
     table = table_of(
-        "Accuracy in % after the last round ± standard deviation over seeds. Heads are kept as they were trained,"
-        "\nor new ones are fitted to the frozen adapter. Difference in points ± standard error, paired by seed "
-        f"and\ntask, to {ONE_FOR_ALL!r} with the heads as trained; relative projection error of merging",
+        "Accuracy in % after the last round ± standard deviation over seeds, and by task. Heads are kept as "
+        "trained, or new ones are fitted to the frozen adapter. Difference in points ± standard error, paired "
+        f"by seed and task, to {ONE_FOR_ALL!r} with heads kept; relative projection error of merging",
         *("adapter", "heads", "mean", f"− {ONE_FOR_ALL}", "proj. error", *lines[0].tasks),
     )
     for line, after in zip(lines, [*lines[1:], None], strict=True):
@@ -41,9 +41,9 @@ def _accuracy(lines: Sequence[Line]) -> Table:
 
 def _sharing(sharings: Sequence[Sharing]) -> Table:
     table = table_of(
-        "Serialized Flower messages per client and round, and × as many bytes as one adapter for all;\n"
-        "pairs of nodes in all runs that have the same task and share an adapter, that have different tasks and\n"
-        "do not, and the share of all pairs that are grouped as their tasks say",
+        "Serialized Flower messages per client and round, and × as many bytes as one adapter for all; pairs "
+        "of nodes in all runs: those with the same task that share an adapter, those with different tasks "
+        "that do not, and the share of all pairs that are grouped as their tasks say",
         *("way", "kB up", "kB down", "× up", "× down", "same: together", "different: apart", "right"),
     )
     for line in sharings:
@@ -61,7 +61,6 @@ def _sharing(sharings: Sequence[Sharing]) -> Table:
 
 def _groups(sharings: Sequence[Sharing]) -> Table:
     table = table_of("Who shared an adapter in the last round", "way", "seed", "nodes")
-    table.columns[-1].justify = "left"
     for line in sharings:
         for seed, groups in enumerate(line.groups):
             nodes = " | ".join(" ".join(group) for group in groups)

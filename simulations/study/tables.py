@@ -10,7 +10,7 @@ from simulations.study.statistics import Difference, Spread, Traffic
 NOTHING = "–"
 """What a table says of something that was not run, or does not exist."""
 
-TEXTS = {"scheme", "adapter", "way", "heads", "who shares an adapter"}
+TEXTS = {"scheme", "adapter", "way", "heads", "nodes"}
 """Headings of columns that do not hold numbers."""
 
 

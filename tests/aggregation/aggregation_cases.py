@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fedkron.aggregation import Aggregate, Aggregator, MergedMean
+from fedkron.aggregation import Aggregate, Aggregator, FactorwiseMean, MergedMean
 from fedkron.layout import AdapterLayout, ModuleLayout, State, TensorLayout
 
 
@@ -82,6 +82,10 @@ def combined(aggregator: Aggregator, adapters: Sequence[State], weights: Sequenc
 
 def merged_mean(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> Aggregate:
     return combined(MergedMean(layout), adapters, weights)
+
+
+def factorwise_mean(adapters: Sequence[State], weights: Sequence[float], layout: AdapterLayout) -> State:
+    return combined(FactorwiseMean(layout), adapters, weights).adapter
 
 
 def rearranged(matrix: np.ndarray, grid: tuple[int, int]) -> np.ndarray:

@@ -7,6 +7,7 @@ from aggregation_cases import (
     combined,
     delta,
     dense_alternation,
+    factorwise_mean,
     grid_of,
     kron_module,
     krona_module,
@@ -23,7 +24,7 @@ from aggregation_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkron.aggregation import MergedMean, factorwise_mean
+from fedkron.aggregation import MergedMean
 from fedkron.aggregation.products import product_shapes
 from fedkron.aggregation.projection import Loss, relative_error
 from fedkron.errors import AdapterError, ConfigError

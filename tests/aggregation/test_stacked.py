@@ -3,6 +3,7 @@ import pytest
 from aggregation_cases import (
     combined,
     delta,
+    factorwise_mean,
     kron_module,
     krona_module,
     layout_of,
@@ -16,7 +17,7 @@ from aggregation_cases import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkron.aggregation import Stacked, factorwise_mean
+from fedkron.aggregation import Stacked
 from fedkron.errors import AdapterError
 from fedkron.layout import ModuleLayout, TensorLayout
 
