@@ -210,7 +210,8 @@ class AdapterLayout:
                 raise AdapterError(f"tensor {name!r} is not part of the adapter's layout")
             if values.ndim != len(known[name].shape):
                 raise AdapterError(
-                    f"tensor {name!r} has shape {list(values.shape)}, the layout says {list(known[name].shape)}"
+                    f"tensor {name!r} has shape {list(values.shape)}, "
+                    f"the layout says {list(known[name].shape)}"
                 )
 
         def present(tensors: tuple[TensorLayout, ...], prefix: str = "") -> tuple[TensorLayout, ...]:

@@ -364,3 +364,42 @@ def test_a_mutated_layout_is_refused_as_such_or_read_without_losing_anything(con
 def test_text_that_is_no_layout_raises_nothing_but_a_contract_error(text: str | bytes) -> None:
     with pytest.raises(ContractError):
         AdapterLayout.from_json(text)
+
+
+# ------------------------------------------------------------------ parts and other sizes
+
+
+def state_of(layout: AdapterLayout) -> dict[str, np.ndarray]:
+    return {tensor.name: np.zeros(tensor.shape, np.float32) for tensor in layout.tensors}
+
+
+def test_layout_of_a_whole_adapter_is_its_own() -> None:
+    assert LAYOUT.of_state(state_of(LAYOUT)) == LAYOUT
+    assert LAYOUT.of_state(state_of(LAYOUT)).contract == LAYOUT.contract
+
+
+def test_layout_of_a_part_or_of_another_size_keeps_layers_scales_and_order() -> None:
+    factor = LAYOUT.modules[0].factors[0].name
+    names = [
+        module.tensor_name(factor)
+        for module in LAYOUT.modules
+        if any(f.name == factor for f in module.factors)
+    ]
+    part = LAYOUT.of_state({name: state_of(LAYOUT)[name] for name in reversed(names)})
+    assert [tensor.name for tensor in part.tensors] == names
+    assert part.base == LAYOUT.base
+    assert part.contract != LAYOUT.contract
+    assert all(module.scale in {m.scale for m in LAYOUT.modules} for module in part.modules)
+    larger = {name: np.zeros((7,) * values.ndim, np.float32) for name, values in state_of(LAYOUT).items()}
+    other = LAYOUT.of_state(larger)
+    assert [t.name for t in other.tensors] == [t.name for t in LAYOUT.tensors]
+    assert all(set(t.shape) <= {7} for t in other.tensors)
+
+
+def test_layout_of_a_state_refuses_what_is_not_part_of_it() -> None:
+    state = state_of(LAYOUT)
+    with pytest.raises(AdapterError, match="'stranger' is not part of the adapter's layout"):
+        LAYOUT.of_state(state | {"stranger": np.zeros(3, np.float32)})
+    name = LAYOUT.tensors[0].name
+    with pytest.raises(AdapterError, match=r"has shape \[1, 1, 1, 1\], the layout says"):
+        LAYOUT.of_state({name: np.zeros((1, 1, 1, 1), np.float32)})

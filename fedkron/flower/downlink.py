@@ -95,6 +95,10 @@ class Downlink:
         followers = self._followers(target)
         free = [s for s in self._shared if _same(s, target) and id(s) not in taken]
         places = {id(s): place for place, s in enumerate(self._shared)}
+        if not target.nodes and len(free) > 1:
+            # Nobody gets it now: a state that other arrays go on from must not be led there and back.
+            followed = {id(s) for s, _ in self._known.values()}
+            free = [s for s in free if s.target == digest or id(s) not in followed]
         shared = max(
             free, key=lambda s: (s.target == digest, followers[places[id(s)]], places[id(s)]), default=None
         )

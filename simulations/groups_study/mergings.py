@@ -42,7 +42,7 @@ def mergings(tasks: int) -> tuple[Merging, ...]:
     """All ways to merge the adapters of so many tasks."""
     return (
         Merging("mean", "mean"),
-        Merging("mean, 2 × rank", "mean", times_rank=2),
+        Merging("mean, 2r", "mean", times_rank=2),
         Merging("sum", "mean", scaling=tasks),
         Merging("ties", "ties"),
         Merging("dare", "dare"),

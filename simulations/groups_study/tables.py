@@ -22,8 +22,8 @@ def show(lines: Sequence[Line], sharings: Sequence[Sharing], console: Console) -
 def _accuracy(lines: Sequence[Line]) -> Table:
     table = table_of(
         "Accuracy in % after the last round ± standard deviation over seeds, and by task. Heads are kept as "
-        "trained, or new ones are fitted to the frozen adapter. Difference in points ± standard error, paired "
-        f"by seed and task, to {ONE_FOR_ALL!r} with heads kept; relative projection error of merging",
+        "trained, or new ones are fitted to the frozen adapter. Difference in points ± standard error, "
+        f"paired by seed and task, to {ONE_FOR_ALL!r} with heads kept; relative projection error of merging",
         *("adapter", "heads", "mean", f"− {ONE_FOR_ALL}", "proj. error", *lines[0].tasks),
     )
     for line, after in zip(lines, [*lines[1:], None], strict=True):

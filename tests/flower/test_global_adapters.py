@@ -17,6 +17,7 @@ from fedkron.flower import ORIGIN, CompressedGrid, FedKron, RoundReport, compres
 from fedkron.flower.clustered import clustered
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, TERMS, GlobalAdapter
 from fedkron.flower.introductions import introduction_of
+from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.per_task import PerTask
 from fedkron.layout import AdapterLayout, ModuleLayout, TensorLayout
 from fedkron.ledger import Ledger
@@ -346,3 +347,26 @@ def test_optimizer_chooses_the_clients() -> None:
     learners = Learners(targets())
     Run(learners, rounds=1, optimizer=FedAvg(fraction_train=0.5, min_train_nodes=2))
     assert len(learners.received) == 2
+
+
+@pytest.mark.parametrize("codec", ["ecsq", "int4"])
+def test_groups_cost_no_more_bytes_than_one_adapter_for_all(codec: str) -> None:
+    """The mean of all groups, looked at after each round, must not disturb what their nodes share."""
+
+    def down(adapters: object) -> list[int]:
+        grid = InProcessGrid(Learners(targets()).app, NODES, {})
+        seam = CompressedGrid(grid, layout=LAYOUT, upload=codec, broadcast=codec)
+
+        def on_round(_: RoundReport, held: GlobalAdapter) -> None:
+            for sent in held.held().values():
+                seam.agreed(sent.records[ARRAYS])
+
+        strategy = FedKron(LAYOUT, adapters=adapters, on_round=on_round)
+        strategy.start(seam, seam.agreed(record(random_state(99))), num_rounds=5)
+        return [
+            sum(t.payload_bytes for t in seam.ledger.transfers if (t.round, t.direction) == (number, "down"))
+            for number in range(3, 6)
+        ]
+
+    for apart, together in zip(down(PerTask), down(one_for_all), strict=True):
+        assert apart <= 1.1 * together

@@ -113,7 +113,7 @@ def test_merged_adapters_by_hand(workload: Workload, tmp_path: Path) -> None:
     }
     groups = groups_of(again.folder, [f"{node.task.name}-{node.partition}" for node in nodes])
     by_name = {candidate.name: candidate for candidate in candidates(groups, files, settings)}
-    for name, factor, rank in (("mean, 2 × rank", 0.5, 16), ("sum", 1.0, 8)):
+    for name, factor, rank in (("mean, 2r", 0.5, 16), ("sum", 1.0, 8)):
         candidate = by_name[name]
         assert candidate.adapter.rank == rank
         wanted = {
