@@ -14,7 +14,7 @@ from typing import Protocol
 from flwr.app import ArrayRecord
 
 from fedkron.aggregation import Size
-from fedkron.errors import FedKronError
+from fedkron.errors import FedKronError, RunError
 from fedkron.flower.admission import Origin
 from fedkron.flower.uploads import Upload
 from fedkron.layout import AdapterLayout, State
@@ -104,13 +104,19 @@ class GlobalAdapter(Protocol):
 
 
 def take_all(answers: Iterable[Answer], take: Callable[[Answer], object]) -> dict[int, str]:
-    """Call `take` with each answer; returns, by node, why some were refused, which `take` says by raising."""
-    refused = {}
+    """Call `take` with each answer; returns, by node, why some were refused, which `take` says by raising.
+
+    Raises `RunError` when all were refused.
+    """
+    refused, taken = {}, 0
     for answer in answers:
         try:
             take(answer)
+            taken += 1
         except FedKronError as error:
             refused[answer.origin.node] = f"node {answer.origin.node}: upload refused: {error}"
+    if refused and not taken:
+        raise RunError(f"all {len(refused)} uploads were refused; first: {next(iter(refused.values()))}")
     return refused
 
 

@@ -104,9 +104,7 @@ class FedKron(FedAvg):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
     ) -> Result:
-        """Run all rounds, as every Flower strategy does; so long may nodes take to introduce themselves,
-        too.
-        """
+        """Run all rounds; nodes may take `timeout` seconds to introduce themselves, too."""
         self._timeout = timeout
         return super().start(
             grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn

@@ -450,3 +450,20 @@ def test_upload_that_cannot_be_opened_is_a_failure_of_its_node(damaged: str) -> 
     strict = FedKron(LAYOUT, uploads=seam.uploads, max_failure_fraction=0.0)
     with pytest.raises(RunError, match="1 of 4 clients failed in training"):
         strict.start(seam, record(zeros()), num_rounds=1)
+
+
+def test_round_in_which_all_uploads_turn_out_to_be_damaged_ends_the_run() -> None:
+    def evil_mod(message: Message, context: Context, call_next: Callable) -> Message:
+        reply = call_next(message, context)
+        if message.metadata.message_type == "train":
+            payload = bytearray(reply.content["arrays"][PAYLOAD])
+            payload[HEADER_SIZE : HEADER_SIZE + 4] = struct.pack("<f", float("nan"))
+            checksum = zlib.crc32(payload[HEADER_SIZE:], zlib.crc32(payload[: HEADER_SIZE - 4]))
+            payload[HEADER_SIZE - 4 : HEADER_SIZE] = struct.pack("<I", checksum)
+            reply.content["arrays"] = ConfigRecord({PAYLOAD: bytes(payload)})
+        return reply
+
+    seam = UnopenedGrid(InProcessGrid(node_app(mods=[evil_mod]), NODES, {}), layout=LAYOUT, upload="int4")
+    strategy = FedKron(LAYOUT, uploads=seam.uploads, max_failure_fraction=1.0)
+    with pytest.raises(RunError, match="all 4 uploads were refused; first: node 1000: "):
+        strategy.start(seam, record(zeros()), num_rounds=1)
