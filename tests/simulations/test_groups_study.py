@@ -273,7 +273,7 @@ def test_figures_of_adapters_by_hand() -> None:
 def test_a_study_runs_seed_by_seed_to_tables_and_plot_and_repeats_nothing(
     workload: Workload, tmp_path: Path
 ) -> None:
-    study = Study(replace(workload, rounds=1, train_texts=8), seeds=2, learning_rate=1e-2)
+    study = Study(replace(workload, rounds=1, train_texts=8), seeds=2, shared_rate=1e-2, group_rate=3e-3)
     file = tmp_path / "journal.jsonl"
     with ThreadPoolExecutor(1) as executor:
         runs = run(study, Journal(Outcome, file), executor, SILENT)
@@ -297,7 +297,7 @@ def test_a_study_runs_seed_by_seed_to_tables_and_plot_and_repeats_nothing(
 def test_ways_differ_in_who_shares_only_and_some_tasks_have_two_nodes(study: Study) -> None:
     load = study.workload
     found: list[Way] = list(ways(len(load.tasks)))
-    settings = [Job(way, load, 0, study.learning_rate).settings("runs") for way in found]
+    settings = [Job(way, load, 0, study.shared_rate).settings("runs") for way in found]
     assert len({replace(s, groups=settings[0].groups) for s in settings}) == 1
     clustered = next(way for way in found if way.name == CLUSTERED)
     assert clustered.groups.clusters == len(load.tasks) < load.clients
