@@ -70,7 +70,7 @@ def rounds_table(log: RunLog) -> RenderableType:
     title = f"Per round: accuracy, serialized bytes, × smaller than {BASELINE}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     projected = any(entry.projection_error is not None for entry in log.rounds)
-    lost = ["projection error"] if projected else []
+    lost = ["proj. error"] if projected else []
     for heading in ("round", "clients", *map(escape, tasks), "mean", *lost, "up", "down", "× smaller"):
         table.add_column(heading, justify="right", no_wrap=True)
     by_round = log.bytes_by_round

@@ -158,12 +158,12 @@ def test_tables_show_accuracy_bytes_and_gain(finished: Path) -> None:
 def test_projection_errors_and_groups_are_shown_where_there_are_any(
     finished: Path, tmp_path: Path, tiny_bert: Path, tasks: Path
 ) -> None:
-    assert "projection error" not in shown(finished)
+    assert "proj. error" not in shown(finished)
     changes = {"aggregation": "merged", "groups.by": "task"}
     config = run_config_for(tmp_path, tiny_bert, tasks / "animals", tasks / "quiz", changes=changes)
     folder = federate(config, grid_of(config, 2)).folder
     output = shown(folder)
-    assert "projection error" in output
+    assert "proj. error" in output
     for entry in lines(folder / "rounds.jsonl"):
         assert f"{entry['projection_error']:.3f}" in output
     assert "Adapter of their own (animals): animals-0" in output
