@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from command_cases import Finished
+from command_cases import Capture, Command, Finished
 from federation_cases import save_tiny_bert
 from peft import LoKrConfig, LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
@@ -18,29 +18,11 @@ from fedkron.base import load_base
 from fedkron.cli import main
 from fedkron.exchange import load_adapter
 
-Capture = pytest.CaptureFixture[str]
 INPUTS = {"input_ids": torch.arange(24).view(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
 
 
-def output_of(capsys: Capture, *arguments: object) -> str:
-    capsys.readouterr()
-    assert main(["convert", *map(str, arguments)]) == 0
-    return capsys.readouterr().out
-
-
-def facts_of(capsys: Capture, *arguments: object) -> dict[str, object]:
-    facts: dict[str, object] = json.loads(output_of(capsys, *arguments, "--json"))
-    return facts
-
-
-def error_of(capsys: Capture, *arguments: object) -> str:
-    capsys.readouterr()
-    assert main(["convert", *map(str, arguments)]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("fedkron: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
+COMMAND = Command("convert")
+output_of, facts_of, error_of = COMMAND.output_of, COMMAND.facts_of, COMMAND.error_of
 
 
 def hidden(model: nn.Module) -> Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command_cases import Finished
+from command_cases import Capture, Command, Finished
 
 from fedkron.cli import main
 from fedkron.exchange import AdapterFile, load_adapter, save_adapter
@@ -14,28 +14,8 @@ from fedkron.exchange.conversion import lora_factors
 from fedkron.exchange.terms import TERMS_DIGEST
 from fedkron.layout import State
 
-Capture = pytest.CaptureFixture[str]
-
-
-def output_of(capsys: Capture, *arguments: object) -> str:
-    capsys.readouterr()
-    assert main(["merge", *map(str, arguments)]) == 0
-    return capsys.readouterr().out
-
-
-def facts_of(capsys: Capture, *arguments: object) -> dict[str, object]:
-    facts: dict[str, object] = json.loads(output_of(capsys, *arguments, "--json"))
-    return facts
-
-
-def error_of(capsys: Capture, *arguments: object) -> str:
-    capsys.readouterr()
-    assert main(["merge", *map(str, arguments)]) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.startswith("fedkron: ")
-    assert captured.err.count("\n") == 1
-    return captured.err
+COMMAND = Command("merge")
+output_of, facts_of, error_of = COMMAND.output_of, COMMAND.facts_of, COMMAND.error_of
 
 
 def delta(adapter: AdapterFile) -> np.ndarray:
