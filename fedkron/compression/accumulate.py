@@ -78,16 +78,6 @@ class Accepted:
             addend.add_to(sums[part], np.float32(share))
 
 
-def add_decoded(blob: bytes, layout: AdapterLayout, sums: Vector, share: float) -> Header:
-    """Check a payload as `decode_vector` does, then sums += share · its vector, shape (layout.size,).
-
-    Raises what `decode_vector` and `Accepted.add_to` raise; `sums` is as before then.
-    """
-    accepted = accept(blob, layout)
-    accepted.add_to(sums, share)
-    return accepted.header
-
-
 def accept(blob: bytes, layout: AdapterLayout, opener: Opener | None = None) -> Accepted:
     """Check a payload as `decode_vector` does: the same errors. `opener` is `fastest()` without another.
 

@@ -27,7 +27,7 @@ from benchmarks.fuzzing.mutations import mutant_of
 from benchmarks.fuzzing.victims import SMALL, victims
 from fedkron.aggregation import FactorwiseMean
 from fedkron.compression import codec, encode, encode_vector
-from fedkron.compression.accumulate import Opener, accept, add_decoded, decoded
+from fedkron.compression.accumulate import Opener, accept, decoded
 from fedkron.compression.kernels import compiled
 from fedkron.compression.payload import decode_vector
 from fedkron.errors import AdapterError, ConfigError, FedKronError, PayloadError
@@ -227,16 +227,18 @@ def test_payloads_near_the_largest_float32_do_not_overflow(opener: Opener) -> No
     assert np.array_equal(mean.finish().adapter["t0"], sums)
 
 
-def test_add_decoded_checks_and_adds() -> None:
+def test_an_accepted_payload_is_added_and_a_damaged_one_refused() -> None:
     layout = layout_of(65, 10)
     blob = encode(random_update(layout, 0), layout, codec("int4"), round=7)
     sums = some_sums(layout.size, 1)
     header, truth = decode_vector(blob, layout)
     expected = sums + np.float32(0.25) * truth
-    assert add_decoded(blob, layout, sums, 0.25) == header
+    accepted = accept(blob, layout)
+    accepted.add_to(sums, 0.25)
+    assert accepted.header == header
     assert same_bits(sums, expected)
     with pytest.raises(PayloadError):
-        add_decoded(blob[:-1], layout, sums, 0.25)
+        accept(blob[:-1], layout)
     assert same_bits(sums, expected)
 
 
@@ -245,13 +247,13 @@ import sys
 {first}
 import numpy as np
 from fedkron.compression import codec, encode_vector
-from fedkron.compression.accumulate import add_decoded, fastest
+from fedkron.compression.accumulate import accept, fastest
 from fedkron.layout import AdapterLayout, TensorLayout
 layout = AdapterLayout("", (), (TensorLayout("t", (3001,)),))
 vector = np.random.default_rng(0).standard_normal(3001, np.float32)
 sums = np.ones(3001, np.float32)
 for name in ("int4", "int8"):
-    add_decoded(encode_vector(vector, layout, codec(name), round=1), layout, sums, 0.3)
+    accept(encode_vector(vector, layout, codec(name), round=1), layout).add_to(sums, 0.3)
 print(fastest().__name__, sums.tobytes().hex())
 """
 
