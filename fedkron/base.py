@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from fedkron.demo import resolve_base
@@ -22,12 +22,16 @@ FEATURE_NORM = 10.0
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base: `backbone` gives hidden states, `name` is the id or path it came from."""
+    """A loaded base: `backbone` gives hidden states, `name` is the id or path it came from.
+
+    A base for texts has a `tokenizer`, one for images an `image_processor`; the other is None.
+    """
 
     name: str
     backbone: nn.Module
     tokenizer: Any
     fingerprint: str
+    image_processor: Any = None
 
     @property
     def hidden_size(self) -> int:
@@ -53,6 +57,59 @@ def load_base(name: str) -> Base:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     backbone = _without_pooler(backbone).eval()
     return Base(name, backbone, tokenizer, fingerprint(backbone))
+
+
+def load_image_base(name: str) -> Base:
+    """Load backbone, image processor and fingerprint of a ViT-like model (float32, CPU, eval mode).
+
+    The processor resizes with Pillow, as a bundle does on a device. Raises like `load_base`, and
+    `ConfigError` for a model that does not turn an image into a row of tokens.
+    """
+    from transformers import AutoImageProcessor
+
+    source = resolve_base(name)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        backbone = AutoModel.from_pretrained(source, dtype=torch.float32)
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _no_such_base(name, error) from error
+    known = all(hasattr(backbone.config, name) for name in ("hidden_size", "image_size"))
+    if not known or backbone.main_input_name != "pixel_values":
+        raise ConfigError(
+            f"base {name!r} ({type(backbone).__name__}) does not turn an image into a row of tokens: "
+            "give a vision transformer like ViT, DeiT, BEiT, DINOv2 or Swin"
+        )
+    backbone = _without_pooler(backbone).eval()
+    return Base(name, backbone, None, fingerprint(backbone), processor)
+
+
+def load_language_model(name: str, **options: Any) -> Base:  # noqa: ANN401
+    """Load a causal language model with its head, tokenizer and fingerprint (float32, CPU, eval mode).
+
+    Its layers have other paths than in `load_base` (`model.layers.0…`, `lm_head`), and its fingerprint is
+    that of the whole model: adapters are for one of the two. `options` go to `from_pretrained` of model
+    and tokenizer (`gguf_file`). Raises like `load_base`.
+    """
+    source = resolve_base(name)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _no_such_base(name, error) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return Base(name, model.eval(), tokenizer, fingerprint(model))  # type: ignore[no-untyped-call]
+
+
+def load_any_base(name: str) -> Base:
+    """Load a base for texts or for images, whichever it is. Raises like `load_base` and `load_image_base`."""
+    try:
+        config = AutoConfig.from_pretrained(resolve_base(name))
+    except (OSError, ValueError) as error:
+        raise _no_such_base(name, error) from error
+    return load_image_base(name) if hasattr(config, "image_size") else load_base(name)
 
 
 def empty_backbone(name: str) -> nn.Module:
@@ -89,6 +146,15 @@ def text_features(backbone: nn.Module, input_ids: Tensor, attention_mask: Tensor
     """Mean-pooled hidden states, scaled to length `FEATURE_NORM`: (batch, hidden)."""
     hidden = backbone(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
     return FEATURE_NORM * nn.functional.normalize(mean_pool(hidden, attention_mask), dim=-1)
+
+
+def image_features(backbone: nn.Module, pixel_values: Tensor) -> Tensor:
+    """Mean of the hidden states of all tokens, scaled to length `FEATURE_NORM`: (batch, hidden).
+
+    `pixel_values` is float32 (batch, channels, height, width).
+    """
+    hidden = backbone(pixel_values=pixel_values).last_hidden_state
+    return FEATURE_NORM * nn.functional.normalize(hidden.mean(1), dim=-1)
 
 
 class TaskModel(nn.Module):
