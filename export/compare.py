@@ -1,6 +1,6 @@
 """Compare a bundle with the torch model that it was made from.
 
-python -m export.compare bundles/demo --data tasks/trec/test.jsonl --task trec
+python -m export.compare bundles/demo runs/demo --data tasks/trec/test.jsonl --task trec
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from fedkron.adapters import folded
 from fedkron.base import load_base
+from fedkron.commands.export import read_source
 from fedkron.edge.check import Agreement, check_against_torch
 from fedkron.edge.runtime import Bundle
 from fedkron.errors import FedKronError, TaskError
@@ -39,6 +41,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m export.compare", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("bundle", type=Path, help="folder of the bundle")
+    parser.add_argument(
+        "source", type=Path, help="what it was exported from: a run folder or an adapter file"
+    )
+    parser.add_argument("--group", help="the group whose adapter was exported, where a run has several")
+    parser.add_argument(
+        "--head", type=Path, action="append", default=[], help="head file of a task (default: the run's)"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--data", type=Path, help="JSON Lines with `text`, or `question` and `choices`")
     source.add_argument("--text", action="append", help="a text to compare on (may be repeated)")
@@ -54,18 +63,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _compare(options: argparse.Namespace) -> list[Agreement]:
     bundle = Bundle.open(options.bundle)
-    wanted = options.task or list(bundle.heads)
-    if unknown := sorted(set(wanted) - bundle.heads.keys()):
-        raise TaskError(f"the bundle has no task {unknown[0]!r}: it has {', '.join(bundle.heads)}")
+    tasks = bundle.tasks()
+    wanted = options.task or list(tasks)
+    if unknown := sorted(set(wanted) - tasks.keys()):
+        raise TaskError(f"the bundle has no task {unknown[0]!r}: it has {', '.join(tasks)}")
     questions = [[text] for text in options.text] if options.text else _read(options.data, options.limit)
-    return check_against_torch(
-        options.bundle,
-        load_base(options.base or bundle.manifest.base_name),
-        bundle.adapter,
-        [bundle.heads[task] for task in wanted],
-        [text for texts in questions for text in texts],
-        choices=[len(texts) for texts in questions],
-    )
+    exported = read_source(options.source, options.group, options.head)
+    base = load_base(options.base or bundle.manifest.base_name)
+    with folded(base.backbone, exported.terms):
+        return check_against_torch(
+            options.bundle,
+            base,
+            exported.adapter,
+            [head for head in exported.heads if head.task in wanted],
+            [text for texts in questions for text in texts],
+            choices=[len(texts) for texts in questions],
+        )
 
 
 def _read(file: Path, limit: int | None) -> list[list[str]]:

@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fedkron.commands import convert, export, inspect, merge, meter, plan, predict, report, run
+from fedkron.commands import convert, export, inspect, merge, meter, plan, predict, report, run, serve
 from fedkron.errors import FedKronError
 
-COMMANDS = (run, report, meter, export, convert, merge, predict, inspect, plan)
+COMMANDS = (run, report, meter, export, convert, merge, predict, serve, inspect, plan)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +53,10 @@ EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "edge",
     "tokenizers": "edge",
+    "PIL": "vision",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
 }
 """Which extra of fedkron brings an optional dependency."""
 

@@ -6,16 +6,20 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedkron.edge.slot_encoding import ENCODINGS
 from fedkron.errors import BundleError
 from fedkron.exchange import AdapterFile, HeadFile, folded_fingerprint, load_adapter, load_head, load_terms
+from fedkron.layout import State
 from fedkron.rundir import ADAPTER, HEAD, NODES, TERMS, group_directory
 from fedkron.runlog import read_run
 from fedkron.settings import TrainSettings
@@ -31,6 +35,34 @@ SAMPLE_TEXTS = (
     "The trains were late again, the coffee was cold, and still it was the best day of the year so far.",
 )
 """Texts of different lengths and kinds, for the comparison with torch after each export."""
+
+
+LANGUAGE_MODEL_LENGTH = 512
+"""Tokens that a prompt and its continuation may have together, unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Forms:
+    """In which forms a bundle is written; see `fedkron.edge.bundle.write_bundle`."""
+
+    slot: str = "fp32"
+    base: str = "fp32"
+    merged: bool = True
+    max_length: int | None = None
+
+
+DEFAULT_FORMS = Forms()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported: an adapter, from which file, with heads, training settings and the base's terms."""
+
+    file: Path
+    adapter: AdapterFile
+    heads: Sequence[HeadFile]
+    trained: TrainSettings
+    terms: Sequence[State]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -57,7 +89,32 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.add_argument("--base", help="Hub id or path of the base, if it is not where the run found it")
     parser.add_argument(
-        "--max-length", type=int, help="tokens per text (default: that of the run's training, else 64)"
+        "--max-length",
+        type=int,
+        help="tokens per text (default: that of the run's training, else 64; of a language model, with what "
+        f"it adds, {LANGUAGE_MODEL_LENGTH})",
+    )
+    parser.add_argument(
+        "--language-model",
+        action="store_true",
+        help="the base is a causal language model with its head, and the adapter was trained on it as such: "
+        "the bundle continues texts",
+    )
+    parser.add_argument(
+        "--slot",
+        choices=ENCODINGS,
+        default=DEFAULT_FORMS.slot,
+        help="how adapters are written in the graph's slot (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--base-form",
+        choices=["fp32", "int8", "nbits8"],
+        default=DEFAULT_FORMS.base,
+        help="how the base's weights are stored: int8 is the smallest and fastest, fp32 exact "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--no-merged", action="store_true", help="leave out the graphs with the adapter folded in"
     )
     parser.add_argument("--json", action="store_true", help="print the comparison with torch as JSON")
     parser.set_defaults(command=export)
@@ -65,15 +122,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def export(options: argparse.Namespace) -> int:
     """Write the bundle, compare it with torch, and print where it is."""
-    folder, agreements = export_bundle(
-        options.source,
-        options.output,
-        group=options.group,
-        head_files=options.head,
-        base_name=options.base,
-        max_length=options.max_length,
-        report=lambda line: print(line, file=sys.stderr),
-    )
+    forms = Forms(options.slot, options.base_form, not options.no_merged, options.max_length)
+    if options.language_model:
+        folder, agreements = export_language_model(
+            options.source, options.output, base_name=options.base, forms=forms, report=_report
+        )
+    else:
+        folder, agreements = export_bundle(
+            options.source,
+            options.output,
+            group=options.group,
+            head_files=options.head,
+            base_name=options.base,
+            forms=forms,
+            report=_report,
+        )
     if options.json:
         content = {"bundle": str(folder), "agreement": [asdict(agreement) for agreement in agreements]}
         print(json.dumps(content, indent=1))
@@ -83,6 +146,10 @@ def export(options: argparse.Namespace) -> int:
     return 0
 
 
+def _report(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
 def export_bundle(
     source: Path,
     output: Path | None,
@@ -90,7 +157,7 @@ def export_bundle(
     group: str | None = None,
     head_files: Sequence[Path] = (),
     base_name: str | None = None,
-    max_length: int | None = None,
+    forms: Forms = DEFAULT_FORMS,
     report: Callable[[str], None],
 ) -> tuple[Path, list[Agreement]]:
     """Export a run folder or an adapter file; returns the bundle's folder and how it agrees with torch.
@@ -99,25 +166,88 @@ def export_bundle(
     `BundleError` when there is no head, or no adapter of this group.
     """
     from fedkron.adapters import folded
-    from fedkron.base import load_base
+    from fedkron.base import load_any_base
     from fedkron.edge.bundle import write_bundle
     from fedkron.edge.check import check_against_torch
 
-    is_run = source.is_dir()
-    adapter_file = _adapter_of_run(source, group) if is_run else source
+    exported = read_source(source, group, head_files)
+    adapter, heads, trained = exported.adapter, exported.heads, exported.trained
+    folder = output or (exported.file.parent / "bundle")
+    base = load_any_base(base_name or adapter.base_name)
+    if base.tokenizer is not None:
+        base.tokenizer.truncation_side = trained.truncation_side
+    if exported.terms:
+        report(f"Folding {len(exported.terms)} sets of terms into the base ...")
+        base = replace(base, fingerprint=folded_fingerprint(base.fingerprint, exported.terms))
+    with folded(base.backbone, exported.terms):
+        write_bundle(
+            folder,
+            base,
+            adapter,
+            heads,
+            max_length=forms.max_length or trained.max_length,
+            encoding=forms.slot,
+            base_form=forms.base,
+            merged=forms.merged,
+            report=report,
+        )
+        samples = SAMPLE_TEXTS if base.image_processor is None else sample_images()
+        return folder, check_against_torch(folder, base, adapter, heads, samples)
+
+
+def export_language_model(
+    adapter_file: Path,
+    output: Path | None,
+    *,
+    base_name: str | None = None,
+    forms: Forms = DEFAULT_FORMS,
+    report: Callable[[str], None],
+) -> tuple[Path, list[Agreement]]:
+    """Export an adapter file of a causal language model; returns the folder and how it agrees with torch.
+
+    Raises what `write_language_bundle` raises.
+    """
+    from fedkron.base import load_language_model
+    from fedkron.edge.check import check_language_model
+    from fedkron.edge.language_bundle import write_language_bundle
+
     adapter = load_adapter(adapter_file)
-    heads = [load_head(path) for path in head_files] or _heads_of_run(source, adapter, group)
-    trained = read_run(source).settings.train if is_run else TrainSettings()
-    folder = output or (adapter_file.parent / "bundle")
-    base = load_base(base_name or adapter.base_name)
-    base.tokenizer.truncation_side = trained.truncation_side
-    terms = load_terms(source / TERMS) if is_run and (source / TERMS).exists() else []
-    if terms:
-        report(f"Folding {len(terms)} sets of terms into the base ...")
-        base = replace(base, fingerprint=folded_fingerprint(base.fingerprint, terms))
-    with folded(base.backbone, terms):
-        write_bundle(folder, base, adapter, heads, max_length=max_length or trained.max_length, report=report)
-        return folder, check_against_torch(folder, base, adapter, heads, SAMPLE_TEXTS)
+    base = load_language_model(base_name or adapter.base_name)
+    folder = write_language_bundle(
+        output or (adapter_file.parent / "bundle"),
+        base,
+        adapter,
+        max_length=forms.max_length or LANGUAGE_MODEL_LENGTH,
+        encoding=forms.slot,
+        base_form=forms.base,
+        merged=forms.merged,
+        report=report,
+    )
+    return folder, check_language_model(folder, base, adapter, SAMPLE_TEXTS)
+
+
+def read_source(source: Path, group: str | None, head_files: Sequence[Path]) -> Source:
+    """What is exported: from a run folder, or an adapter file with its head files.
+
+    Raises `BundleError` when there is no head, or no adapter of this group, and what reading the files
+    raises.
+    """
+    is_run = source.is_dir()
+    file = _adapter_of_run(source, group) if is_run else source
+    adapter = load_adapter(file)
+    return Source(
+        file,
+        adapter,
+        [load_head(path) for path in head_files] or _heads_of_run(source, adapter, group),
+        read_run(source).settings.train if is_run else TrainSettings(),
+        load_terms(source / TERMS) if is_run and (source / TERMS).exists() else [],
+    )
+
+
+def sample_images() -> list[npt.NDArray[np.uint8]]:
+    """Images of noise, for the comparison with torch."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (200 + 50 * i, 300, 3), np.uint8) for i in range(4)]
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> Table:
@@ -143,7 +273,7 @@ def _adapter_of_run(run: Path, group: str | None) -> Path:
 
 def _heads_of_run(source: Path, adapter: AdapterFile, group: str | None) -> Sequence[HeadFile]:
     """The head of each task in the group: the shared one in the adapter, or that of the task's first node."""
-    from fedkron.edge.slot import shared_head
+    from fedkron.edge.heads import shared_head
 
     if adapter.layout.has_head and source.is_dir():
         log = read_run(source)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedkron.compression import inspect_header
+from fedkron.edge.device_adapter import DEVICE_FORMAT, load_device_adapter, read_device_adapter
 from fedkron.edge.manifest import MANIFEST, read_manifest, verify_files
 from fedkron.errors import FedKronError
 from fedkron.exchange import ADAPTER_VERSION, HEAD_FORMAT, file_format, load_adapter, load_head
@@ -54,25 +55,45 @@ def describe(path: Path) -> dict[str, Any]:
         start = file.read(4)
     if start == b"FKRN":
         return {"format": "payload", **asdict(inspect_header(path.read_bytes()))}
-    if start[:1] == b"{" and is_socket_log(path):
+    return _log(path) if start[:1] == b"{" else _tensors(path)
+
+
+def _log(path: Path) -> dict[str, Any]:
+    if is_socket_log(path):
         return {"format": "socket log", **asdict(socket_totals(read_socket_log(path)))}
-    if start[:1] == b"{":
-        cost = totals(read_ledger(path))
-        return {"format": "ledger", **asdict(cost), "factor": round(cost.factor, 2)}
-    return _head(path) if file_format(path) == HEAD_FORMAT else _adapter(path)
+    cost = totals(read_ledger(path))
+    return {"format": "ledger", **asdict(cost), "factor": round(cost.factor, 2)}
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    describers = {HEAD_FORMAT: _head, DEVICE_FORMAT: _device_adapter}
+    return describers.get(file_format(path), _adapter)(path)
 
 
 def _folder(path: Path) -> dict[str, Any]:
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path)
         verify_files(path, manifest)
-        tasks = {task.name: list(task.labels) or task.kind for task in manifest.tasks}
+        adapters = {
+            entry.name: load_device_adapter(path / entry.file, manifest.slot, manifest.hidden_size)
+            for entry in manifest.adapters
+        }
         return {
             "format": "bundle",
             "contract": manifest.layout.contract,
             "base": manifest.base_name,
-            "max length": manifest.max_length,
-            "tasks": tasks,
+            "base form": manifest.base_form,
+            "slot": manifest.slot.encoding,
+            "slot hash": manifest.slot.hash,
+            "input": manifest.input.to_json(),
+            "adapters": {
+                name: {
+                    "bytes": adapter.nbytes,
+                    "tasks": {head.name: list(head.labels) or head.kind for head in adapter.heads},
+                }
+                for name, adapter in adapters.items()
+            },
+            "merged": list(manifest.merged),
             "files": sorted(manifest.files),
         }
     if (path / SETTINGS).is_file():
@@ -109,4 +130,17 @@ def _head(path: Path) -> dict[str, Any]:
         "labels": list(head.labels),
         "hidden size": head.weight.shape[1],
         "contract": head.contract,
+    }
+
+
+def _device_adapter(path: Path) -> dict[str, Any]:
+    adapter = read_device_adapter(path)
+    return {
+        "format": "device adapter",
+        "adapter": adapter.name,
+        "contract": adapter.contract,
+        "slot hash": adapter.slot_hash,
+        "tasks": {head.name: list(head.labels) or head.kind for head in adapter.heads},
+        "arrays": {name: f"{array.dtype} {array.size}" for name, array in adapter.arrays.items()},
+        "bytes": adapter.nbytes,
     }

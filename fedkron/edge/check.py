@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fedkron.adapters import attach_layout, load_adapter_state
-from fedkron.base import Base, text_features
-from fedkron.edge.runtime import BATCH, Bundle
-from fedkron.edge.slot import matching_heads
+from fedkron.base import Base, image_features, text_features
+from fedkron.edge.heads import matching_heads
+from fedkron.edge.language_runtime import LanguageModel
+from fedkron.edge.manifest import GENERATION
+from fedkron.edge.runtime import Bundle
+from fedkron.edge.texts import BATCH
 from fedkron.exchange import AdapterFile, HeadFile
 
 Logits = npt.NDArray[np.float32]
@@ -42,28 +46,55 @@ def check_against_torch(
     base: Base,
     adapter: AdapterFile,
     heads: Sequence[HeadFile],
-    texts: Sequence[str],
+    inputs: Sequence[Any],
     *,
     choices: Sequence[int] = (),
 ) -> list[Agreement]:
     """Compare a bundle with the torch model that has this adapter attached (not merged) and these heads.
 
-    Two entries per head: `merged` and `unmerged`. For a multiple choice head, `choices` are the numbers of
-    consecutive texts that belong to one question; without it, all texts are choices of one. `base` is left
-    as it is. Raises what `Bundle.open` and `Bundle.logits` raise.
+    Two entries per head: `merged`, where the bundle has it, and `unmerged`. For a multiple choice head,
+    `choices` are the numbers of consecutive texts that belong to one question; without it, all texts are
+    choices of one. `inputs` are texts, or images for a base of images. `base` is left as it is. Raises what
+    `Bundle.open` and `Bundle.logits` raise.
     """
     bundle = Bundle.open(folder)
     matching = matching_heads(adapter, heads, base.hidden_size)
-    features = _torch_features(base, adapter, texts, bundle.manifest.max_length)
+    settings = bundle.manifest.input
+    features = _torch_features(base, adapter, inputs, getattr(settings, "max_length", 0))
     agreements = []
     for task, head in matching.items():
         expected = features @ head.weight.T + head.bias
-        sizes = (choices or [len(texts)]) if head.task_kind == "multiple_choice" else [1] * len(texts)
+        sizes = (choices or [len(inputs)]) if head.task_kind == "multiple_choice" else [1] * len(inputs)
         agreements += [
-            _agreement(task, form, expected, bundle.logits(texts, task, merged=form == "merged"), sizes)
-            for form in ("merged", "unmerged")
+            _agreement(task, form, expected, bundle.logits(inputs, task, merged=form == "merged"), sizes)
+            for form in [*(["merged"] if task in bundle.manifest.merged else []), "unmerged"]
         ]
     return agreements
+
+
+@torch.inference_mode()
+def check_language_model(
+    folder: Path, base: Base, adapter: AdapterFile, prompts: Sequence[str]
+) -> list[Agreement]:
+    """Compare a language model's bundle with the torch model that has this adapter attached (not merged).
+
+    What is compared are the logits of the token after each prompt. Two entries: `merged`, where the bundle
+    has it, and `unmerged`. Raises what `LanguageModel.open` and `LanguageModel.next_logits` raise.
+    """
+    model = LanguageModel.open(folder)
+    adapted = _attached(base.backbone, adapter)
+    tokens = [base.tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in prompts]
+    expected = torch.cat([adapted(input_ids=ids).logits[:, -1] for ids in tokens]).float().numpy()
+    return [
+        _agreement(
+            GENERATION,
+            form,
+            expected,
+            np.stack([model.next_logits(prompt, merged=form == "merged") for prompt in prompts]),
+            [1] * len(prompts),
+        )
+        for form in [*(["merged"] if model.manifest.merged else []), "unmerged"]
+    ]
 
 
 def _agreement(task: str, form: str, expected: Logits, actual: Logits, sizes: Sequence[int]) -> Agreement:
@@ -75,21 +106,31 @@ def _agreement(task: str, form: str, expected: Logits, actual: Logits, sizes: Se
 
 
 @torch.inference_mode()
-def _torch_features(base: Base, adapter: AdapterFile, texts: Sequence[str], max_length: int) -> Logits:
+def _torch_features(base: Base, adapter: AdapterFile, inputs: Sequence[Any], max_length: int) -> Logits:
     backbone = _attached(base.backbone, adapter)
-    parts = []
-    for start in range(0, len(texts), BATCH):
-        tokens = base.tokenizer(
-            list(texts[start : start + BATCH]),
-            padding=True,
-            padding_side="right",
-            truncation=True,
-            max_length=max_length,
-            return_tensors="pt",
-        )
-        parts.append(text_features(backbone, tokens["input_ids"], tokens["attention_mask"]))
+    batches = (list(inputs[start : start + BATCH]) for start in range(0, len(inputs), BATCH))
+    if base.image_processor is not None:
+        parts = [_image_features(base, backbone, batch) for batch in batches]
+    else:
+        parts = [_text_features(base, backbone, batch, max_length) for batch in batches]
     features: Logits = torch.cat(parts).float().numpy()
     return features
+
+
+def _text_features(base: Base, backbone: nn.Module, texts: list[str], max_length: int) -> Tensor:
+    tokens = base.tokenizer(
+        texts,
+        padding=True,
+        padding_side="right",
+        truncation=True,
+        max_length=max_length,
+        return_tensors="pt",
+    )
+    return text_features(backbone, tokens["input_ids"], tokens["attention_mask"])
+
+
+def _image_features(base: Base, backbone: nn.Module, images: list[Any]) -> Tensor:
+    return image_features(backbone, base.image_processor(images, return_tensors="pt")["pixel_values"])
 
 
 def _attached(backbone: nn.Module, adapter: AdapterFile) -> nn.Module:

@@ -4,50 +4,65 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+from fedkron.edge.language_model import LanguageModelInput
+from fedkron.edge.slot import SlotLayout
+from fedkron.edge.texts import TextInput
 from fedkron.errors import BundleError, ContractError
 from fedkron.layout import AdapterLayout
 
-FORMAT, VERSION = "fedkron-bundle", 1
+if TYPE_CHECKING:  # where images are not read, Pillow is not needed
+    from fedkron.edge.images import ImageInput
+
+FORMAT, VERSION = "fedkron-bundle", 2
 
 MANIFEST = "manifest.json"
-ADAPTER = "adapter.safetensors"
 TOKENIZER = "tokenizer.json"
-UNMERGED, UNMERGED_WEIGHTS = "unmerged.onnx", "unmerged.bin"
+RUN = "run.py"
+UNMERGED, BASE_WEIGHTS = "unmerged.onnx", "base.bin"
 MERGED_WEIGHTS = "merged.bin"
+ADAPTERS = "adapters"
+GENERATION = "text-generation"
+"""What stands for a task where a language model has none."""
+
+Input: TypeAlias = "TextInput | ImageInput | LanguageModelInput"
 
 
 @dataclass(frozen=True)
-class TaskEntry:
-    """One task: its name and kind, its labels by index, and the files of its head and merged graph."""
+class AdapterEntry:
+    """An adapter of the bundle: its name, its file, and by task its files for ONNX Runtime's own API."""
 
     name: str
-    kind: str
-    labels: tuple[str, ...]
-    head: str
-    merged: str
+    file: str
+    onnx_adapters: Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Manifest:
     """The content of `manifest.json`.
 
-    `files` has the SHA-256 (hex) of every other file by its path in the bundle. Texts are cut to
-    `max_length` tokens at the side `truncation_side` and padded with `pad_id` on the right.
+    `base_form` says how the base's weights are stored, `slot` what the graph takes for an adapter, `input`
+    how texts or images become inputs. `merged` has the graphs that hold the first adapter, by task, and
+    `files` the SHA-256 (hex) of every other file by its path in the bundle.
     """
 
     base_name: str
-    layout: AdapterLayout
+    base_form: str
+    slot: SlotLayout
     hidden_size: int
-    max_length: int
-    pad_id: int
-    truncation_side: str
-    inputs: tuple[str, ...]
-    tasks: tuple[TaskEntry, ...]
-    files: dict[str, str]
+    input: Input
+    merged: Mapping[str, str]
+    adapters: tuple[AdapterEntry, ...]
+    files: Mapping[str, str]
+
+    @property
+    def layout(self) -> AdapterLayout:
+        """What an adapter has to look like."""
+        return self.slot.adapter
 
     def to_json(self) -> str:
         """Readable JSON: same manifest, same bytes."""
@@ -56,23 +71,18 @@ class Manifest:
             "version": VERSION,
             "contract": self.layout.contract,
             "base": {"name": self.base_name, "fingerprint": self.layout.base},
+            "base_form": self.base_form,
             "layout": json.loads(self.layout.to_json()),
+            "slot": {"encoding": self.slot.encoding, "groups": self.slot.groups},
+            "slot_hash": self.slot.hash,
             "hidden_size": self.hidden_size,
-            "max_length": self.max_length,
-            "pad_id": self.pad_id,
-            "truncation_side": self.truncation_side,
-            "inputs": list(self.inputs),
-            "tasks": [
-                {
-                    "name": task.name,
-                    "kind": task.kind,
-                    "labels": list(task.labels),
-                    "head": task.head,
-                    "merged": task.merged,
-                }
-                for task in self.tasks
+            "input": self.input.to_json(),
+            "merged": [{"task": task, "file": file} for task, file in self.merged.items()],
+            "adapters": [
+                {"name": a.name, "file": a.file, "onnx_adapters": dict(a.onnx_adapters)}
+                for a in self.adapters
             ],
-            "files": self.files,
+            "files": dict(self.files),
         }
         return json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
@@ -81,7 +91,7 @@ def read_manifest(folder: Path) -> Manifest:
     """Read and check the manifest of a bundle.
 
     Raises `BundleError` when there is none, or one of another format or version, or one that is
-    incomplete; `ContractError` when the contract is not that of the layout.
+    incomplete; `ContractError` when contract or slot hash is not that of the layout.
     """
     path = folder / MANIFEST
     try:
@@ -100,10 +110,11 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = _manifest(content)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path} is damaged ({error!r}): export the bundle again") from error
-    if content.get("contract") != manifest.layout.contract:
-        raise ContractError(f"{path}: the contract does not match the layout: the file was altered")
+    for key, expected in (("contract", manifest.layout.contract), ("slot_hash", manifest.slot.hash)):
+        if content.get(key) != expected:
+            raise ContractError(f"{path}: {key} does not match the layout: the file was altered")
     return manifest
 
 
@@ -125,26 +136,42 @@ def sha256(path: Path) -> str:
 
 
 def _manifest(content: dict[str, Any]) -> Manifest:
-    tasks = tuple(
-        TaskEntry(task["name"], task["kind"], tuple(task["labels"]), task["head"], task["merged"])
-        for task in content["tasks"]
+    adapters = tuple(
+        AdapterEntry(str(a["name"]), str(a["file"]), dict(a["onnx_adapters"])) for a in content["adapters"]
     )
     files = dict(content["files"])
-    needed = {ADAPTER, TOKENIZER, UNMERGED, UNMERGED_WEIGHTS, MERGED_WEIGHTS}
-    if unlisted := sorted(needed.union(*((task.head, task.merged) for task in tasks)) - files.keys()):
+    merged = {str(entry["task"]): str(entry["file"]) for entry in content["merged"]}
+    needed = {UNMERGED, BASE_WEIGHTS, *merged.values()} | ({MERGED_WEIGHTS} if merged else set())
+    needed.update(file for a in adapters for file in (a.file, *a.onnx_adapters.values()))
+    if unlisted := sorted(needed - files.keys()):
         raise KeyError(f"{unlisted[0]} is not among the files")
     for name in files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             raise ValueError(f"file {name!r} lies outside the bundle")
+    groups = tuple(tuple(map(str, group)) for group in content["slot"]["groups"])
+    layout = AdapterLayout.from_json(json.dumps(content["layout"]))
     return Manifest(
         base_name=str(content["base"]["name"]),
-        layout=AdapterLayout.from_json(json.dumps(content["layout"])),
+        base_form=str(content["base_form"]),
+        slot=SlotLayout(layout, groups, str(content["slot"]["encoding"])),
         hidden_size=int(content["hidden_size"]),
-        max_length=int(content["max_length"]),
-        pad_id=int(content["pad_id"]),
-        truncation_side=str(content["truncation_side"]),
-        inputs=tuple(content["inputs"]),
-        tasks=tasks,
+        input=_input(content["input"]),
+        merged=merged,
+        adapters=adapters,
         files=files,
     )
+
+
+def _input(content: dict[str, Any]) -> Input:
+    match content["kind"]:
+        case "text":
+            return TextInput.from_json(content)
+        case "language_model":
+            return LanguageModelInput.from_json(content)
+        case "image":
+            from fedkron.edge.images import ImageInput
+
+            return ImageInput.from_json(content)
+        case unknown:
+            raise ValueError(f"input of kind {unknown!r} is not known")

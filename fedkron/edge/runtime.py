@@ -5,34 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedkron.edge.manifest import ADAPTER, TOKENIZER, UNMERGED, Manifest, read_manifest, verify_files
-from fedkron.edge.slot import matching_heads, slot_vector
-from fedkron.errors import BundleError, ContractError, TaskError
-from fedkron.exchange import AdapterFile, HeadFile, load_adapter, load_head
-from fedkron.layout import Vector
+from fedkron.edge.device_adapter import DeviceAdapter
+from fedkron.edge.heads import TaskHead
+from fedkron.edge.language_model import LanguageModelInput
+from fedkron.edge.manifest import TOKENIZER, UNMERGED, Input, Manifest, read_manifest, verify_files
+from fedkron.edge.session import open_session
+from fedkron.edge.slot import HEAD
+from fedkron.edge.store import DEFAULT, AdapterStore, slot_feeds
+from fedkron.edge.texts import Feeds, TextInput, load_tokenizer, text_batches, tokenize
+from fedkron.errors import BundleError, TaskError
+from fedkron.exchange import AdapterFile, HeadFile
 from fedkron.prompts import choice_texts
 
-try:
-    import onnxruntime
-    from tokenizers import Tokenizer
-except ImportError as error:
-    raise ImportError("a bundle needs onnxruntime and tokenizers: pip install 'fedkron[edge]'") from error
-
-BATCH = 32
-"""Texts that are run together, at most."""
-
-# Fused, this operator takes longer on a CPU than its two parts (8 to 11 % of a 6-layer BERT).
-_SLOW_FUSIONS = ["SkipLayerNormFusion"]
-
-Array = npt.NDArray[np.floating]
+Logits = npt.NDArray[np.float32]
+Batches = Callable[[Sequence[Any]], Iterator[tuple[list[int], Feeds]]]
 
 
 @dataclass(frozen=True)
@@ -44,185 +39,242 @@ class Prediction:
     probabilities: tuple[float, ...]
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """What is in use now; replaced as a whole, so that a swap never shows half of itself."""
-
-    adapter: AdapterFile
-    heads: Mapping[str, HeadFile]
-    slots: Mapping[str, Vector]
-
-
 class Bundle:
-    """An opened bundle. Make one with `Bundle.open`; predictions may run in several threads."""
+    """An opened bundle. Make one with `Bundle.open`; all methods may be called from several threads.
+
+    It holds adapters by name; the one it was exported with is called `default`. Each call names the one that
+    answers, or one for each of its inputs. Adapters may be loaded, replaced and dropped meanwhile: a call
+    goes on with those that it started with.
+    """
 
     def __init__(
-        self, folder: Path, manifest: Manifest, loaded: _Loaded, tokenizer: Tokenizer, threads: int
+        self, folder: Path, manifest: Manifest, store: AdapterStore, batches: Batches, threads: int
     ) -> None:
         self.manifest = manifest
         self._folder = folder
-        self._loaded = self._exported = loaded
-        self._tokenizer = tokenizer
+        self._store = store
+        self._batches = batches
         self._threads = threads
         self._sessions: dict[str, Any] = {}
+        self._exported = next((store[name] for name in store if name == DEFAULT), None)
 
     @staticmethod
     def open(folder: Path, *, threads: int = 0) -> Bundle:
         """Open a bundle after checking every file in it; models are loaded at their first use.
 
-        `threads` is the number that one prediction may use, 0 for all cores. Raises `BundleError` when
-        the bundle is incomplete, damaged or of another version, `ContractError` when its parts do not
-        belong together.
+        `threads` is the number that one call may use, 0 for all cores. Raises `BundleError` when the
+        bundle is incomplete, damaged or of another version, `ContractError` when its parts do not belong
+        together.
         """
         manifest = read_manifest(folder)
         verify_files(folder, manifest)
-        adapter = load_adapter(folder / ADAPTER)
-        heads = [load_head(folder / task.head) for task in manifest.tasks]
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-        tokenizer.no_padding()
-        tokenizer.enable_truncation(manifest.max_length, direction=manifest.truncation_side)
-        return Bundle(folder, manifest, _load(manifest, adapter, heads), tokenizer, threads)
+        store = AdapterStore(manifest.slot, manifest.hidden_size)
+        for entry in manifest.adapters:
+            store.load(folder / entry.file, entry.name)
+        return Bundle(folder, manifest, store, _reader(folder, manifest.input), threads)
 
     @property
-    def adapter(self) -> AdapterFile:
-        """The adapter in use."""
-        return self._loaded.adapter
+    def adapters(self) -> Mapping[str, DeviceAdapter]:
+        """The adapters that are loaded, by name."""
+        return self._store
 
-    @property
-    def heads(self) -> Mapping[str, HeadFile]:
-        """The heads in use by task; they know the kind and the labels of their task."""
-        return self._loaded.heads
+    def tasks(self, adapter: str = DEFAULT) -> Mapping[str, TaskHead]:
+        """Tasks of an adapter; raises `TaskError` when it is not loaded."""
+        return self._store[adapter].tasks
 
-    def predict(self, texts: Sequence[str], task: str, *, merged: bool = False) -> list[Prediction]:
-        """Classify texts.
+    def load(self, path: Path, name: str = "") -> str:
+        """Load an adapter from a file, in place of the one of this name if there is one.
 
-        The adapter in the slot answers, or with `merged` the one that was folded into the base at export
-        (faster; the answers are the same). Raises like `logits`, and `TaskError` for a task of choices.
+        Returns the name, by default that of the file without its ending. A device adapter brings its heads,
+        an adapter file of training gets those of the default adapter. The new one answers from the next
+        call on. Raises `AdapterError` for a file that is missing, damaged or altered, `ContractError` for one
+        that was made for another base or slot; nothing changes then.
         """
-        loaded = self._loaded
-        head = _head(loaded, task, "classification", "choose")
-        labels = head.labels or tuple(map(str, range(len(head.bias))))
-        return [_prediction(row, labels) for row in self._logits(loaded, texts, task, merged)]
+        return self._store.load(path, name)
 
-    def choose(self, question: str, choices: Sequence[str], task: str, *, merged: bool = False) -> Prediction:
+    def add(self, name: str, adapter: AdapterFile, heads: Sequence[HeadFile] = ()) -> None:
+        """Load an adapter from memory; tasks without a head among `heads` get the default adapter's.
+
+        Raises like `load`.
+        """
+        self._store.add(name, adapter, heads)
+
+    def unload(self, name: str) -> None:
+        """Drop an adapter; raises `TaskError` when it is not loaded."""
+        self._store.drop(name)
+
+    def predict(
+        self,
+        inputs: Sequence[Any],
+        task: str | Sequence[str],
+        *,
+        adapter: str | Sequence[str] = DEFAULT,
+        merged: bool = False,
+    ) -> list[Prediction]:
+        """Classify texts (or images, for a base of images).
+
+        `task` and `adapter` are those of all inputs, or one for each: different adapters run in one batch.
+        The adapter in the slot answers, or with `merged` the one that was folded into the base at export
+        (faster; the answers are the same). Raises `TaskError` for a task or adapter that is not there, a text
+        without tokens and a task of choices; `BundleError` for `merged` where there is no such graph, or
+        after the default adapter was replaced.
+        """
+        chosen = self._chosen(inputs, task, adapter)
+        for _, head in chosen:
+            _check_kind(head, "classification", "choose")
+        rows = self._logits(inputs, chosen, merged)
+        return [_prediction(row, _labels(head)) for row, (_, head) in zip(rows, chosen, strict=True)]
+
+    def choose(
+        self,
+        question: str,
+        choices: Sequence[str],
+        task: str,
+        *,
+        adapter: str = DEFAULT,
+        merged: bool = False,
+    ) -> Prediction:
         """Pick one of several choices; `probabilities` are in their order.
 
-        Raises like `logits`, and `TaskError` when there are no choices or the task is a classification.
+        Raises like `predict`, and `TaskError` when there are no choices or the task is a classification.
         """
-        loaded = self._loaded
-        _head(loaded, task, "multiple_choice", "predict")
         if not choices:
             raise TaskError(f"question {question!r} has no choices: give two or more")
-        scores = self._logits(loaded, choice_texts(question, choices), task, merged)
-        return _prediction(scores[:, 0], choices)
+        texts = choice_texts(question, choices)
+        chosen = self._chosen(texts, task, adapter)
+        _check_kind(chosen[0][1], "multiple_choice", "predict")
+        scores = self._logits(texts, chosen, merged)
+        return _prediction(np.concatenate(scores), choices)
 
-    def logits(self, texts: Sequence[str], task: str, *, merged: bool = False) -> npt.NDArray[np.float32]:
-        """What the head gives for each text: (texts, outputs), float32.
-
-        Raises `TaskError` for an unknown task or a text without tokens, `BundleError` for `merged` after
-        a swap that the merged graph cannot know of.
+    def logits(
+        self,
+        inputs: Sequence[Any],
+        task: str,
+        *,
+        adapter: str | Sequence[str] = DEFAULT,
+        merged: bool = False,
+    ) -> Logits:
+        """What the head of one task gives for each input: (inputs, outputs), float32. Raises like
+        `predict`.
         """
-        return self._logits(self._loaded, texts, task, merged)
+        rows = self._logits(inputs, self._chosen(inputs, task, adapter), merged)
+        return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids as in training: with special tokens, cut to the bundle's `max_length`, not padded.
 
-        Raises `TaskError` for a text without tokens.
+        Raises `TaskError` for a text without tokens, and when the bundle does not read texts.
         """
-        if isinstance(texts, str):
-            raise TaskError(f"text {texts!r} stands alone: give a list of texts")
-        ids = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        if empty := [text for text, tokens in zip(texts, ids, strict=True) if not tokens]:
-            raise TaskError(f"text {empty[0]!r} has no tokens: leave it out")
-        return ids
+        if not isinstance(self.manifest.input, TextInput):
+            raise TaskError("this bundle reads images: it has no tokenizer")
+        return tokenize(load_tokenizer(self._folder / TOKENIZER, self.manifest.input), texts)
 
-    def load_adapter_file(self, path: Path) -> None:
-        """Use the adapter in this file from the next prediction on; the heads stay.
-
-        Raises `AdapterError` for a file that cannot be read, and like `swap`; the old adapter then stays.
-        """
-        self.swap(load_adapter(path))
-
-    def swap(self, adapter: AdapterFile, heads: Sequence[HeadFile] = ()) -> None:
-        """Use another adapter, with other heads if given (for new tasks, too), from the next prediction on.
-
-        Raises `ContractError`, and changes nothing, when one of them belongs to another base or layout.
-        """
-        current = self._loaded.heads
-        replaced = {head.task for head in heads}
-        kept = [head for task, head in current.items() if task not in replaced]
-        self._loaded = _load(self.manifest, adapter, [*kept, *heads])
+    def _chosen(
+        self, inputs: Sequence[Any], task: str | Sequence[str], adapter: str | Sequence[str]
+    ) -> list[tuple[DeviceAdapter, TaskHead]]:
+        """Adapter and head of each input: looked up once, so that no change shows within a call."""
+        if isinstance(inputs, str):
+            raise TaskError(f"text {inputs!r} stands alone: give a list of texts")
+        tasks = _for_each(task, inputs, "tasks")
+        held = {name: self._store[name] for name in dict.fromkeys(_for_each(adapter, inputs, "adapters"))}
+        names = _for_each(adapter, inputs, "adapters")
+        return [(held[name], _head(held[name], task)) for name, task in zip(names, tasks, strict=True)]
 
     def _logits(
-        self, loaded: _Loaded, texts: Sequence[str], task: str, merged: bool
-    ) -> npt.NDArray[np.float32]:
-        head = _head(loaded, task)
-        session = self._session(self._merged_graph(loaded, task) if merged else UNMERGED)
-        slot = {} if merged else {"slot": loaded.slots[task]}
-        ids = self.tokenize(texts)
-        logits = np.empty((len(ids), len(head.bias)), np.float32)
-        # Texts of similar length together: less padding.
-        order = sorted(range(len(ids)), key=lambda index: len(ids[index]))
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            inputs = _pad([ids[row] for row in rows], self.manifest.pad_id)
-            logits[rows] = session.run(None, dict(zip(self.manifest.inputs, inputs, strict=True)) | slot)[0]
+        self, inputs: Sequence[Any], chosen: Sequence[tuple[DeviceAdapter, TaskHead]], merged: bool
+    ) -> list[npt.NDArray[np.float32]]:
+        if merged:
+            return self._merged_logits(inputs, chosen)
+        logits: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(inputs)
+        session = self._session(UNMERGED)
+        for rows, feeds in self._batches(inputs):
+            adapters = [chosen[row][0] for row in rows]
+            heads = [chosen[row][1] for row in rows]
+            outputs = session.run(None, feeds | slot_feeds(adapters) | {HEAD: head_feed(heads)})[0]
+            for row, head, output in zip(rows, heads, outputs, strict=True):
+                logits[row] = output[: len(head.weights)]
         return logits
 
-    def _merged_graph(self, loaded: _Loaded, task: str) -> str:
-        exported = self._exported
-        if loaded.adapter is not exported.adapter or loaded.heads[task] is not exported.heads.get(task):
+    def _merged_logits(
+        self, inputs: Sequence[Any], chosen: Sequence[tuple[DeviceAdapter, TaskHead]]
+    ) -> list[npt.NDArray[np.float32]]:
+        logits: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(inputs)
+        graphs = {head.name: self._merged_graph(adapter, head.name) for adapter, head in chosen}
+        for task, graph in graphs.items():
+            mine = [index for index, (_, head) in enumerate(chosen) if head.name == task]
+            for rows, feeds in self._batches([inputs[index] for index in mine]):
+                outputs = self._session(graph).run(None, feeds)[0]
+                for row, output in zip(rows, outputs, strict=True):
+                    logits[mine[row]] = output
+        return logits
+
+    def _merged_graph(self, adapter: DeviceAdapter, task: str) -> str:
+        if task not in self.manifest.merged:
             raise BundleError(
-                f"the merged graph of task {task!r} holds the adapter of the export, not the one swapped in "
-                "since: predict with merged=False, or export again"
+                f"this bundle has no merged graph of task {task!r}: predict with merged=False, or export it"
             )
-        return next(entry.merged for entry in self.manifest.tasks if entry.name == task)
+        if adapter is not self._exported:
+            raise BundleError(
+                f"the merged graph of task {task!r} holds the adapter of the export, not adapter "
+                f"{adapter.name!r} as it is now: predict with merged=False, or export again"
+            )
+        return self.manifest.merged[task]
 
     def _session(self, graph: str) -> Any:  # noqa: ANN401
         if graph not in self._sessions:
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self._threads
-            options.log_severity_level = 3
-            # Waiting threads that spin take the core from those that work.
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-            self._sessions[graph] = onnxruntime.InferenceSession(
-                str(self._folder / graph),
-                options,
-                providers=["CPUExecutionProvider"],
-                disabled_optimizers=_SLOW_FUSIONS,
-            )
+            self._sessions[graph] = open_session(self._folder / graph, self._threads)
         return self._sessions[graph]
 
 
-def _head(loaded: _Loaded, task: str, kind: str = "", instead: str = "") -> HeadFile:
-    head = loaded.heads.get(task)
-    if head is None:
-        raise TaskError(f"this bundle has no task {task!r}: it has {', '.join(map(repr, loaded.heads))}")
-    if kind and head.task_kind != kind:
-        raise TaskError(f"task {task!r} is {head.task_kind}, not {kind}: use {instead}()")
+def _reader(folder: Path, settings: Input) -> Batches:
+    """What turns inputs into batches for the graph."""
+    match settings:
+        case TextInput():
+            return partial(text_batches, load_tokenizer(folder / TOKENIZER, settings), settings)
+        case LanguageModelInput():
+            raise BundleError(f"{folder} generates text: open it with fedkron.edge.generation")
+        case images:
+            from fedkron.edge.images import image_batches
+
+            return partial(image_batches, images)
+
+
+def head_feed(heads: Sequence[TaskHead]) -> npt.NDArray[np.float32]:
+    """The graph's input for one head for all rows, or for a head per row: (rows, outputs, hidden + 1)."""
+    if all(head is heads[0] for head in heads):
+        return heads[0].weights.astype(np.float32)[None]
+    outputs = max(len(head.weights) for head in heads)
+    feed = np.zeros((len(heads), outputs, heads[0].weights.shape[1]), np.float32)
+    for row, head in zip(feed, heads, strict=True):
+        row[: len(head.weights)] = head.weights
+    return feed
+
+
+def _for_each(names: str | Sequence[str], inputs: Sequence[Any], what: str) -> Sequence[str]:
+    if isinstance(names, str):
+        return [names] * len(inputs)
+    if len(names) != len(inputs):
+        raise TaskError(f"there are {len(names)} {what} for {len(inputs)} inputs: give one, or one for each")
+    return names
+
+
+def _head(adapter: DeviceAdapter, task: str) -> TaskHead:
+    if (head := adapter.tasks.get(task)) is None:
+        known = ", ".join(map(repr, adapter.tasks)) or "none"
+        raise TaskError(f"adapter {adapter.name!r} has no task {task!r}: it has {known}")
     return head
 
 
-def _load(manifest: Manifest, adapter: AdapterFile, heads: Sequence[HeadFile]) -> _Loaded:
-    if adapter.layout.contract != manifest.layout.contract:
-        raise ContractError(
-            f"the adapter has contract {adapter.layout.contract[:12]}…, this bundle "
-            f"{manifest.layout.contract[:12]}…: it was trained on another base, or with other settings"
-        )
-    by_task = matching_heads(adapter, heads, manifest.hidden_size)
-    return _Loaded(adapter, by_task, {task: slot_vector(adapter, head) for task, head in by_task.items()})
+def _check_kind(head: TaskHead, kind: str, instead: str) -> None:
+    if head.kind != kind:
+        raise TaskError(f"task {head.name!r} is {head.kind}, not {kind}: use {instead}()")
 
 
-def _pad(ids: Sequence[Sequence[int]], pad_id: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Token ids and mask, (texts, longest), padded on the right."""
-    lengths = np.array([len(tokens) for tokens in ids])
-    mask = np.arange(lengths.max()) < lengths[:, None]
-    padded = np.full(mask.shape, pad_id, np.int64)
-    padded[mask] = np.concatenate([np.asarray(tokens, np.int64) for tokens in ids])
-    return padded, mask.astype(np.int64)
+def _labels(head: TaskHead) -> Sequence[str]:
+    return head.labels or tuple(map(str, range(len(head.weights))))
 
 
-def _prediction(logits: Array, labels: Sequence[str]) -> Prediction:
+def _prediction(logits: npt.NDArray[np.float32], labels: Sequence[str]) -> Prediction:
     shifted = np.exp(logits.astype(np.float64) - logits.max())
     probabilities = shifted / shifted.sum()
     best = int(probabilities.argmax())
