@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedkron.edge.slot_encoding import ENCODINGS
-from fedkron.errors import BundleError
+from fedkron.errors import BundleError, ConfigError
 from fedkron.exchange import AdapterFile, HeadFile, folded_fingerprint, load_adapter, load_head, load_terms
 from fedkron.layout import State
 from fedkron.rundir import ADAPTER, HEAD, NODES, TERMS, group_directory
@@ -95,6 +95,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         f"it adds, {LANGUAGE_MODEL_LENGTH})",
     )
     parser.add_argument(
+        "--into",
+        type=Path,
+        metavar="BUNDLE",
+        help="add the adapter to this bundle instead of writing a new one (then give --name, too)",
+    )
+    parser.add_argument("--name", help="name of the adapter within the bundle of --into")
+    parser.add_argument(
         "--language-model",
         action="store_true",
         help="the base is a causal language model with its head, and the adapter was trained on it as such: "
@@ -122,6 +129,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def export(options: argparse.Namespace) -> int:
     """Write the bundle, compare it with torch, and print where it is."""
+    if options.into is not None:
+        return _add(options)
     forms = Forms(options.slot, options.base_form, not options.no_merged, options.max_length)
     if options.language_model:
         folder, agreements = export_language_model(
@@ -143,6 +152,25 @@ def export(options: argparse.Namespace) -> int:
     else:
         Console().print(agreement_table(agreements))
         print(f"Bundle: {folder}")
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    """Add an adapter to a bundle that is there."""
+    from fedkron.edge.bundle_adapters import add_to_bundle
+
+    if not options.name:
+        raise ConfigError("--into needs the adapter's name within the bundle: give --name NAME")
+    if options.language_model:
+        adapter, heads = load_adapter(options.source), []
+    else:
+        source = read_source(options.source, options.group, options.head)
+        adapter, heads = source.adapter, list(source.heads)
+    entry = add_to_bundle(options.into, options.name, adapter, heads)
+    if options.json:
+        print(json.dumps({"bundle": str(options.into), "adapter": entry.name, "file": entry.file}, indent=1))
+    else:
+        print(f"Adapter {entry.name}: {options.into / entry.file}")
     return 0
 
 

@@ -8,17 +8,14 @@ from typing import TYPE_CHECKING
 
 from fedkron.adapters import adapted_layers
 from fedkron.base import Base
+from fedkron.edge.bundle_adapters import check_file_names, file_stem, hashes, write_adapter, write_manifest
 from fedkron.edge.bundle_folder import (
     check_base_form,
     check_max_length,
     check_new,
-    file_stem,
-    hashes,
     in_form,
     tokenizer_json,
     unfinished_bundle,
-    write_adapter,
-    write_manifest,
     write_tokenizer,
     write_unmerged,
 )
@@ -130,8 +127,7 @@ def _check_heads(base: Base, adapter: AdapterFile, heads: Sequence[HeadFile]) ->
     if not heads:
         raise BundleError("there is no head: an adapter without one answers nothing, give one per task")
     tasks = matching_heads(adapter, heads, base.hidden_size)
-    if len({file_stem(task) for task in tasks}) < len(tasks):
-        raise BundleError(f"tasks {', '.join(map(repr, tasks))} would share a file name: rename one")
+    check_file_names(list(tasks))
     return list(tasks.values())
 
 

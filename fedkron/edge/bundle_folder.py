@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,21 +10,8 @@ from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fedkron.edge.device_adapter import DeviceAdapter, save_device_adapter
 from fedkron.edge.graph import fetch_weights, move_weights, save_model
-from fedkron.edge.manifest import (
-    ADAPTERS,
-    BASE_WEIGHTS,
-    GENERATION,
-    MANIFEST,
-    RUN,
-    TOKENIZER,
-    UNMERGED,
-    AdapterEntry,
-    Manifest,
-    sha256,
-)
-from fedkron.edge.onnx_adapter import save_onnx_adapter
+from fedkron.edge.manifest import BASE_WEIGHTS, RUN, TOKENIZER, UNMERGED
 from fedkron.edge.quantize import BASE_FORMS, quantize
 from fedkron.errors import BundleError, ConfigError
 
@@ -88,11 +74,6 @@ def check_max_length(base: Base, max_length: int) -> None:
         raise ConfigError(f"max_length is {max_length}: base {base.name!r} takes 1 to {limit} tokens")
 
 
-def file_stem(name: str) -> str:
-    """A name as it may stand in a file name."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
-
-
 def write_tokenizer(folder: Path, content: str) -> None:
     """Write `tokenizer.json`."""
     (folder / TOKENIZER).write_text(content, encoding="utf-8")
@@ -113,27 +94,3 @@ def in_form(model: ModelProto, folder: Path, base_form: str) -> ModelProto:
         return model
     fetch_weights(model, folder)
     return quantize(model, base_form)
-
-
-def write_adapter(folder: Path, adapter: DeviceAdapter) -> AdapterEntry:
-    """Write an adapter's files: its own, and one per task for ONNX Runtime's API."""
-    stem = file_stem(adapter.name)
-    file = f"{ADAPTERS}/{stem}.safetensors"
-    save_device_adapter(folder / file, adapter)
-    onnx_adapters = {
-        task: f"{ADAPTERS}/{stem}.{file_stem(task)}.onnx_adapter" for task in adapter.tasks or [GENERATION]
-    }
-    for task, name in onnx_adapters.items():
-        save_onnx_adapter(folder / name, adapter, task)
-    return AdapterEntry(adapter.name, file, onnx_adapters)
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file, by its path in the folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write `manifest.json`, the last file of a bundle."""
-    (folder / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, cast
 
 from fedkron.base import Base
 from fedkron.edge.bundle import check_adapter
+from fedkron.edge.bundle_adapters import hashes, write_adapter, write_manifest
 from fedkron.edge.bundle_folder import (
     check_base_form,
     check_max_length,
     check_new,
-    hashes,
     in_form,
     tokenizer_json,
     unfinished_bundle,
-    write_adapter,
-    write_manifest,
     write_tokenizer,
     write_unmerged,
 )

@@ -82,7 +82,7 @@ class LanguageModel:
         prompts: Sequence[str],
         sampling: Sampling = Sampling(),
         *,
-        adapter: str | None | Sequence[str | None] = DEFAULT,
+        adapter: str | Sequence[str | None] | None = DEFAULT,
         merged: bool = False,
     ) -> list[str]:
         """Continue several prompts together; `adapter` is that of all, or one for each.
@@ -148,7 +148,7 @@ class LanguageModel:
             raise BundleError("this bundle has no merged graph: ask with merged=False, or export it")
         if any(adapter is not self._exported for adapter in adapters):
             raise BundleError(
-                "the merged graph holds the adapter of the export only: ask with merged=False, or export again"
+                "the merged graph holds the adapter of the export alone: ask with merged=False, or export"
             )
         return self._merged, {}
 
