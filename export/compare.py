@@ -69,13 +69,16 @@ def _compare(options: argparse.Namespace) -> list[Agreement]:
         raise TaskError(f"the bundle has no task {unknown[0]!r}: it has {', '.join(tasks)}")
     questions = [[text] for text in options.text] if options.text else _read(options.data, options.limit)
     exported = read_source(options.source, options.group, options.head)
+    heads = [head for head in exported.heads if head.task in wanted]
+    if missing := sorted(set(wanted) - {head.task for head in heads}):
+        raise TaskError(f"{options.source} has no head of task {missing[0]!r}: give it with --head FILE")
     base = load_base(options.base or bundle.manifest.base_name)
     with folded(base.backbone, exported.terms):
         return check_against_torch(
             options.bundle,
             base,
             exported.adapter,
-            [head for head in exported.heads if head.task in wanted],
+            heads,
             [text for texts in questions for text in texts],
             choices=[len(texts) for texts in questions],
         )

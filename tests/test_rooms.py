@@ -14,6 +14,16 @@ PROGRAMS = ("clients", "server", "export")
 TORCH = {"torch", "transformers"}
 FLOWER = {"flwr", "flwr_datasets"}
 ONNX = {"onnx", "onnxruntime", "onnxscript"}
+DEVICE = {
+    "fedkron.edge.adapter_folder",
+    "fedkron.edge.generation",
+    "fedkron.edge.images",
+    "fedkron.edge.language_runtime",
+    "fedkron.edge.onnx_adapter",
+    "fedkron.edge.runtime",
+    "fedkron.edge.service",
+}
+"""What a device may load: `onnxruntime` runs the graphs there, nothing needs `onnx` itself."""
 
 
 def module_name(file: Path) -> str:
@@ -132,7 +142,9 @@ def test_a_program_imports_no_other_program_and_nothing_that_stands_on_top(progr
     [
         "fedkron.compression",
         "fedkron.aggregation",
-        "fedkron.edge.runtime",
+        "fedkron.edge.device_adapter",
+        "fedkron.edge.slot",
+        *sorted(DEVICE),
         "fedkron.ledger",
         "fedkron.layout",
         "fedkron.kinds",
@@ -140,9 +152,12 @@ def test_a_program_imports_no_other_program_and_nothing_that_stands_on_top(progr
     ],
 )
 def test_what_runs_without_torch_reaches_neither_torch_nor_flower_nor_onnx(room: str) -> None:
-    # A device runs the graphs with onnxruntime; nothing here may need onnx itself.
-    allowed = {"onnxruntime"} if room == "fedkron.edge.runtime" else set()
+    allowed = {"onnxruntime"} if room in DEVICE else set()
     assert not rooms(reached(modules_of(room))) & (TORCH | FLOWER | ONNX - allowed)
+
+
+def test_the_program_in_a_bundle_needs_nothing_of_ours() -> None:
+    assert not rooms(imports("fedkron.edge.standalone")) & ({"fedkron", "onnx"} | TORCH | FLOWER)
 
 
 def test_adapters_reach_neither_flower_nor_onnx() -> None:
@@ -159,12 +174,13 @@ def test_these_rooms_know_nothing_of_each_other_but_layout_kinds_and_errors(room
 
 
 def test_a_server_or_a_device_loads_neither_torch_nor_transformers_nor_flower() -> None:
-    program = """
+    program = f"""
 import sys
-import fedkron.compression, fedkron.aggregation, fedkron.settings, fedkron.ledger, fedkron.edge.runtime
-loaded = {name.partition(".")[0] for name in sys.modules}
-assert {"numpy", "onnxruntime", "fedkron"} <= loaded
-print(*sorted(loaded & {"torch", "transformers", "flwr", "onnx", "datasets"}))
+import fedkron.compression, fedkron.aggregation, fedkron.settings, fedkron.ledger
+import {", ".join(sorted(DEVICE))}
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+assert {{"numpy", "onnxruntime", "fedkron"}} <= loaded
+print(*sorted(loaded & {{"torch", "transformers", "flwr", "onnx", "datasets"}}))
 """
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120

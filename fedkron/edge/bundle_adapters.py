@@ -43,11 +43,15 @@ def add_to_bundle(bundle: Path, name: str, adapter: AdapterFile, heads: Sequence
     check_file_names(list(packed.tasks))
     taken = {file for other in others for file in (other.file, *other.onnx_adapters.values())}
     entry = _files(packed)
+    if any(entry.file == old.file for old in manifest.adapters):
+        # Whoever opens the bundle before the manifest is replaced still finds what it lists.
+        entry = _files(packed, f"-{packed.checksum[:8]}")
     if shared := sorted(taken.intersection((entry.file, *entry.onnx_adapters.values()))):
         raise BundleError(f"adapter {name!r} would share {shared[0]} with another one: choose another name")
-    write_adapter(bundle, packed)
+    _write(bundle, packed, entry)
     written = {file: sha256(bundle / file) for file in (entry.file, *entry.onnx_adapters.values())}
-    gone = {file for old in manifest.adapters if old.name == name for file in old.onnx_adapters.values()}
+    replaced = [old for old in manifest.adapters if old.name == name]
+    gone = {file for old in replaced for file in (old.file, *old.onnx_adapters.values())}
     files = {file: digest for file, digest in manifest.files.items() if file not in gone} | written
     changed = replace(manifest, adapters=(*others, entry), files=dict(sorted(files.items())))
     write_manifest(bundle, changed)
@@ -70,14 +74,18 @@ def file_stem(name: str) -> str:
 def write_adapter(folder: Path, adapter: DeviceAdapter) -> AdapterEntry:
     """Write an adapter's files: its own, and one per task for ONNX Runtime's API."""
     entry = _files(adapter)
-    save_device_adapter(folder / entry.file, adapter)
-    for task, name in entry.onnx_adapters.items():
-        save_onnx_adapter(folder / name, adapter, task)
+    _write(folder, adapter, entry)
     return entry
 
 
-def _files(adapter: DeviceAdapter) -> AdapterEntry:
-    path = f"{ADAPTERS}/{file_stem(adapter.name)}"
+def _write(folder: Path, adapter: DeviceAdapter, entry: AdapterEntry) -> None:
+    save_device_adapter(folder / entry.file, adapter)
+    for task, name in entry.onnx_adapters.items():
+        save_onnx_adapter(folder / name, adapter, task)
+
+
+def _files(adapter: DeviceAdapter, version: str = "") -> AdapterEntry:
+    path = f"{ADAPTERS}/{file_stem(adapter.name)}{version}"
     tasks = adapter.tasks or [GENERATION]
     onnx_adapters = {task: f"{path}.{file_stem(task)}.onnx_adapter" for task in tasks}
     return AdapterEntry(adapter.name, f"{path}.safetensors", onnx_adapters)

@@ -53,6 +53,11 @@ class DeviceAdapter:
         """Bytes of all arrays together."""
         return sum(array.nbytes for array in self.arrays.values()) + sum(h.weights.nbytes for h in self.heads)
 
+    @property
+    def checksum(self) -> str:
+        """SHA-256 (hex) of name, tasks and all numbers, as it stands in a file."""
+        return _checksum(_metadata(self), _tensors(self))
+
 
 def device_adapter(
     name: str, adapter: AdapterFile, heads: Sequence[HeadFile], slot: SlotLayout, hidden: int
@@ -70,7 +75,7 @@ def device_adapter(
         )
     check_exportable(adapter.layout)
     flatten(adapter.state, adapter.layout)
-    dtype = "float32" if slot.encoding == "fp32" else "float16"
+    dtype = _head_dtype(slot)
     matching = matching_heads(adapter, heads, hidden)
     return DeviceAdapter(
         name,
@@ -85,7 +90,7 @@ def save_device_adapter(path: Path, adapter: DeviceAdapter) -> None:
     """Write the file atomically: same adapter, same bytes."""
     tensors = _tensors(adapter)
     metadata = _metadata(adapter)
-    metadata["checksum"] = _checksum(metadata, tensors)
+    metadata["checksum"] = adapter.checksum
     write_atomically(path, save(tensors, {METADATA_KEY: _canonical(metadata)}))
 
 
@@ -107,10 +112,7 @@ def read_device_adapter(path: Path) -> DeviceAdapter:
     Raises `AdapterError` when it is missing, damaged, altered or of another format.
     """
     with naming_the_file(path):
-        try:
-            return _read(path)
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise AdapterError(f"not a device adapter: {error!r}") from error
+        return _read(path)
 
 
 def check_fits(adapter: DeviceAdapter, slot: SlotLayout, hidden: int) -> None:
@@ -129,12 +131,16 @@ def check_fits(adapter: DeviceAdapter, slot: SlotLayout, hidden: int) -> None:
     if found != slot.arrays or any(array.ndim != 1 for array in adapter.arrays.values()):
         raise AdapterError(f"the arrays are {found}, the slot takes {dict(slot.arrays)}")
     for head in adapter.heads:
-        _check_head(head, hidden)
+        _check_head(head, hidden, _head_dtype(slot))
     if len(adapter.tasks) < len(adapter.heads):
         raise AdapterError("two heads are for one task")
 
 
-def _check_head(head: TaskHead, hidden: int) -> None:
+def _head_dtype(slot: SlotLayout) -> str:
+    return "float32" if slot.encoding == "fp32" else "float16"
+
+
+def _check_head(head: TaskHead, hidden: int, dtype: str) -> None:
     shape, outputs = head.weights.shape, len(head.weights)
     match head.kind:
         case "classification":
@@ -143,10 +149,11 @@ def _check_head(head: TaskHead, hidden: int) -> None:
             fits = outputs == 1 and not head.labels
         case _:
             fits = False
-    if shape != (outputs, hidden + 1) or not outputs or not fits:
+    found = head.weights.dtype.name
+    if shape != (outputs, hidden + 1) or found != dtype or not outputs or not fits:
         raise AdapterError(
-            f"the head of task {head.name!r} ({head.kind}, {len(head.labels)} labels) has shape "
-            f"{list(shape)}, the base has width {hidden}"
+            f"the head of task {head.name!r} ({head.kind}, {len(head.labels)} labels) is {found} "
+            f"{list(shape)}, the base has width {hidden} and takes {dtype}"
         )
 
 
@@ -194,7 +201,9 @@ def _read(path: Path) -> DeviceAdapter:
     )
     if tensors:
         raise AdapterError(f"tensor {min(tensors)!r} is not part of a device adapter")
-    adapter = DeviceAdapter(metadata["adapter"], metadata["contract"], metadata["slot_hash"], arrays, heads)
+    adapter = DeviceAdapter(
+        str(metadata["adapter"]), str(metadata["contract"]), str(metadata["slot_hash"]), arrays, heads
+    )
     if metadata != _metadata(adapter):
         raise AdapterError(f"metadata is not as version {DEVICE_VERSION} writes it")
     return adapter

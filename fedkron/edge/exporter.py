@@ -16,9 +16,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.onnx import OnnxExporterError
 
 from fedkron.adapters.linear_like import features
 from fedkron.edge.graph import LAYER, weight_name
+from fedkron.errors import BundleError
 
 # isort: split
 # After fedkron.edge.graph, which says what to install where onnx is missing.
@@ -52,19 +54,26 @@ def export_module(
     second input: (d_in, d_out) for a MatMul and a Gemm, (d_out, d_in) for a Gemm with transB=1. Several
     nodes carry the name of a layer that is called several times. A weight tied with an embedding is there
     once. A layer whose input is a small constant of the base is missing: the exporter computes its output.
-    Nothing else that the exporter notes down (source lines, local paths) is kept.
+    Nothing else that the exporter notes down (source lines, local paths) is kept. Raises `BundleError` for a
+    model that torch.onnx cannot export.
     """
-    with _eager_attention(backbone), _quiet(), torch.no_grad():
-        program = torch.onnx.export(
-            module.eval(),  # the exporter looks at the wrapper's own flag
-            example,
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=list(inputs),
-            output_names=list(outputs),
-            dynamic_shapes=dynamic_shapes,
-            verbose=False,
-        )
+    try:
+        with _eager_attention(backbone), _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module.eval(),  # the exporter looks at the wrapper's own flag
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(inputs),
+                output_names=list(outputs),
+                dynamic_shapes=dynamic_shapes,
+                verbose=False,
+            )
+    except OnnxExporterError as error:
+        raise BundleError(
+            f"{type(backbone).__name__} cannot be exported by torch.onnx "
+            f"({str(error).strip().splitlines()[0]}): use another base"
+        ) from error
     assert program is not None  # it is None for the old exporter only
     model: ModelProto = program.model_proto
     _read_weights_as_stored(model.graph)

@@ -68,7 +68,7 @@ class GraphBuilder:
         self.nodes: list[NodeProto] = []
         self._known: dict[object, str] = {}
         self._taken = {tensor.name for tensor in graph.initializer}
-        self._taken.update(name for node in graph.node for name in node.output)
+        self._taken.update(name for node in graph.node for name in (node.name, *node.output))
 
     def name(self) -> str:
         """A name that nothing in the graph has."""
@@ -89,9 +89,10 @@ class GraphBuilder:
 
     def add(self, operator: str, *inputs: str, output: str = "", **attributes: Any) -> str:  # noqa: ANN401
         """A node with one output, whose name is returned."""
-        output = output or self.name()
-        self.nodes.append(helper.make_node(operator, inputs, [output], name=output, **attributes))
-        return output
+        # Nodes may be called like tensors, and the base's are: so ours have names of their own.
+        name = self.name()
+        self.nodes.append(helper.make_node(operator, inputs, [output or name], name=name, **attributes))
+        return output or name
 
     def once(self, operator: str, *inputs: str, **attributes: Any) -> str:  # noqa: ANN401
         """Like `add`, but a node that is there already is used again."""

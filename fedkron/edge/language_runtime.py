@@ -66,8 +66,8 @@ class LanguageModel:
 
     @property
     def adapters(self) -> Mapping[str, DeviceAdapter]:
-        """The adapters that are loaded, by name."""
-        return self._store
+        """The adapters that are loaded at this moment, by name."""
+        return self._store.snapshot()
 
     def load(self, path: Path, name: str = "") -> str:
         """Load an adapter from a file and return its name; see `fedkron.edge.runtime.Bundle.load`."""
@@ -143,6 +143,8 @@ class LanguageModel:
     def _chosen(self, names: Sequence[str | None], merged: bool) -> tuple[Generator, Feeds]:
         adapters = [self._bare if name is None else self._store[name] for name in names]
         if not merged:
+            if not self.manifest.slot.per_row and any(adapter is not adapters[0] for adapter in adapters):
+                raise TaskError("this model takes one adapter at a time: ask for each one by itself")
             return self._unmerged, slot_feeds(adapters) if adapters else {}
         if not self.manifest.merged:
             raise BundleError("this bundle has no merged graph: ask with merged=False, or export it")

@@ -73,7 +73,11 @@ class Manifest:
             "base": {"name": self.base_name, "fingerprint": self.layout.base},
             "base_form": self.base_form,
             "layout": json.loads(self.layout.to_json()),
-            "slot": {"encoding": self.slot.encoding, "groups": self.slot.groups},
+            "slot": {
+                "encoding": self.slot.encoding,
+                "groups": self.slot.groups,
+                "per_row": self.slot.per_row,
+            },
             "slot_hash": self.slot.hash,
             "hidden_size": self.hidden_size,
             "input": self.input.to_json(),
@@ -142,6 +146,7 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     files = dict(content["files"])
     merged = {str(entry["task"]): str(entry["file"]) for entry in content["merged"]}
     needed = {UNMERGED, BASE_WEIGHTS, *merged.values()} | ({MERGED_WEIGHTS} if merged else set())
+    needed |= {TOKENIZER} if content["input"]["kind"] != "image" else set()
     needed.update(file for a in adapters for file in (a.file, *a.onnx_adapters.values()))
     if unlisted := sorted(needed - files.keys()):
         raise KeyError(f"{unlisted[0]} is not among the files")
@@ -149,12 +154,13 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or "\\" in name:
             raise ValueError(f"file {name!r} lies outside the bundle")
-    groups = tuple(tuple(map(str, group)) for group in content["slot"]["groups"])
+    slot = content["slot"]
+    groups = tuple(tuple(map(str, group)) for group in slot["groups"])
     layout = AdapterLayout.from_json(json.dumps(content["layout"]))
     return Manifest(
         base_name=str(content["base"]["name"]),
         base_form=str(content["base_form"]),
-        slot=SlotLayout(layout, groups, str(content["slot"]["encoding"])),
+        slot=SlotLayout(layout, groups, str(slot["encoding"]), bool(slot["per_row"])),
         hidden_size=int(content["hidden_size"]),
         input=_input(content["input"]),
         merged=merged,

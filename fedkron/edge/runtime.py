@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,8 @@ class Bundle:
         self._batches = batches
         self._threads = threads
         self._sessions: dict[str, Any] = {}
-        self._exported = next((store[name] for name in store if name == DEFAULT), None)
+        self._opening = Lock()
+        self._exported = store.snapshot().get(DEFAULT)
 
     @staticmethod
     def open(folder: Path, *, threads: int = 0) -> Bundle:
@@ -75,8 +78,8 @@ class Bundle:
 
     @property
     def adapters(self) -> Mapping[str, DeviceAdapter]:
-        """The adapters that are loaded, by name."""
-        return self._store
+        """The adapters that are loaded at this moment, by name."""
+        return self._store.snapshot()
 
     def tasks(self, adapter: str = DEFAULT) -> Mapping[str, TaskHead]:
         """Tasks of an adapter; raises `TaskError` when it is not loaded."""
@@ -157,7 +160,12 @@ class Bundle:
         """What the head of one task gives for each input: (inputs, outputs), float32. Raises like
         `predict`.
         """
-        rows = self._logits(inputs, self._chosen(inputs, task, adapter), merged)
+        chosen = self._chosen(inputs, task, adapter)
+        if len({len(head.weights) for _, head in chosen}) > 1:
+            raise TaskError(
+                f"the adapters' heads for task {task!r} differ in their number of labels: predict()"
+            )
+        rows = self._logits(inputs, chosen, merged)
         return np.stack(rows) if rows else np.empty((0, 0), np.float32)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -188,12 +196,23 @@ class Bundle:
         logits: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * len(inputs)
         session = self._session(UNMERGED)
         for rows, feeds in self._batches(inputs):
-            adapters = [chosen[row][0] for row in rows]
-            heads = [chosen[row][1] for row in rows]
-            outputs = session.run(None, feeds | slot_feeds(adapters) | {HEAD: head_feed(heads)})[0]
-            for row, head, output in zip(rows, heads, outputs, strict=True):
-                logits[row] = output[: len(head.weights)]
+            for part in self._together([chosen[row][0] for row in rows]):
+                adapters = [chosen[rows[i]][0] for i in part]
+                heads = [chosen[rows[i]][1] for i in part]
+                inputs_of_part = {name: array[part] for name, array in feeds.items()}
+                fed = inputs_of_part | slot_feeds(adapters) | {HEAD: head_feed(heads)}
+                for i, head, output in zip(part, heads, session.run(None, fed)[0], strict=True):
+                    logits[rows[i]] = output[: len(head.weights)]
         return logits
+
+    def _together(self, adapters: Sequence[DeviceAdapter]) -> list[list[int]]:
+        """Which rows of a batch may run together: all, unless the graph takes one adapter at a time."""
+        if self.manifest.slot.per_row:
+            return [list(range(len(adapters)))]
+        parts: dict[int, list[int]] = defaultdict(list)
+        for row, adapter in enumerate(adapters):
+            parts[id(adapter)].append(row)
+        return list(parts.values())
 
     def _merged_logits(
         self, inputs: Sequence[Any], chosen: Sequence[tuple[DeviceAdapter, TaskHead]]
@@ -221,9 +240,10 @@ class Bundle:
         return self.manifest.merged[task]
 
     def _session(self, graph: str) -> Any:  # noqa: ANN401
-        if graph not in self._sessions:
-            self._sessions[graph] = open_session(self._folder / graph, self._threads)
-        return self._sessions[graph]
+        with self._opening:
+            if graph not in self._sessions:
+                self._sessions[graph] = open_session(self._folder / graph, self._threads)
+            return self._sessions[graph]
 
 
 def _reader(folder: Path, settings: Input) -> Batches:
@@ -232,7 +252,7 @@ def _reader(folder: Path, settings: Input) -> Batches:
         case TextInput():
             return partial(text_batches, load_tokenizer(folder / TOKENIZER, settings), settings)
         case LanguageModelInput():
-            raise BundleError(f"{folder} generates text: open it with fedkron.edge.generation")
+            raise BundleError(f"{folder} generates text: open it with fedkron.edge.language_runtime")
         case images:
             from fedkron.edge.images import image_batches
 

@@ -54,12 +54,14 @@ class SlotLayout:
     """Where everything lies in a slot.
 
     `groups` are the paths of the layers that read the same tensor, in the order of the graph; all layers of a
-    group have the same rank, left and mixing sizes.
+    group have the same rank, left and mixing sizes. `per_row` says whether each row of a batch may have an
+    adapter of its own: not where a layer reads something that all rows share (DeBERTa's positions).
     """
 
     adapter: AdapterLayout
     groups: tuple[tuple[str, ...], ...]
     encoding: str
+    per_row: bool = True
 
     def __post_init__(self) -> None:
         check_encoding(self.encoding)

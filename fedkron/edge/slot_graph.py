@@ -32,15 +32,16 @@ _ONNX_TYPES = {
 def insert_slot(model: ModelProto, layout: AdapterLayout, encoding: str) -> SlotLayout:
     """Give the graph inputs for an adapter, (rows, size) each, and every layer of the layout its adapter.
 
-    `rows` is 1, one adapter for the whole batch, or the batch, an adapter for each row. Returns what is
-    where in the slot. Raises `BundleError` for a layer that the graph lacks or a kind that does not run in
-    a graph, `ContractError` for a layer of another size, `ConfigError` for an unknown encoding.
+    `rows` is 1, one adapter for the whole batch, or the batch, an adapter for each row
+    (`SlotLayout.per_row`). Returns what is where in the slot. Raises `BundleError` for a layer that the graph
+    lacks or a kind that does not run in a graph, `ContractError` for a layer of another size, `ConfigError`
+    for an unknown encoding.
 
     With X = x viewed as (…·d_A1, d_B1), a layer adds right·(mixing·(left·X)): ΔW is never made. Layers that
     read the same tensor share the view and the first product.
     """
     adapted_nodes(model, layout)
-    slot = SlotLayout(layout, _groups(model, layout), encoding)
+    slot = SlotLayout(layout, _groups(model, layout), encoding, _all_read_rows(model, layout))
     graph = GraphBuilder(model.graph)
     matrices = read_slot(graph, slot)
     leading = _LeadingAxes(graph, model)
@@ -68,7 +69,7 @@ def insert_slot(model: ModelProto, layout: AdapterLayout, encoding: str) -> Slot
         graph.add("Add", node.output[0], graph.add("Reshape", change, shape), output=y)
     graph.finish()
     for name, (_, dtype) in slot.arrays.items():
-        axes = ["rows", f"{name}_size"]
+        axes: list[str | int] = ["rows" if slot.per_row else 1, f"{name}_size"]
         model.graph.input.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], axes))
     return slot
 
@@ -107,6 +108,15 @@ def _groups(model: ModelProto, layout: AdapterLayout) -> tuple[tuple[str, ...], 
         size = sizes[path]
         groups[(*read, size.kind, size.rank, size.left, size.mixing)].append(path)
     return tuple(map(tuple, groups.values()))
+
+
+def _all_read_rows(model: ModelProto, layout: AdapterLayout) -> bool:
+    """Whether the first axis of all that the layers read goes with the batch, alone or times the tokens."""
+    batch = model.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    first = {i.name: i.type.tensor_type.shape.dim[:1] for i in (*model.graph.value_info, *model.graph.input)}
+    paths = {module.path for module in layout.modules}
+    read = {node.input[0] for node in model.graph.node if layer_path(node) in paths}
+    return all(batch in axis.dim_param for name in read for axis in first.get(name, ()))
 
 
 def _mixed(

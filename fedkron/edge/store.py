@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -26,7 +26,7 @@ DEFAULT = "default"
 """Name of the adapter that a bundle was exported with."""
 
 
-class AdapterStore(Mapping[str, DeviceAdapter]):
+class AdapterStore:
     """Adapters by name, all checked against one slot. Safe to read and change from several threads.
 
     A change replaces an adapter as a whole: whoever looked it up before goes on with the old one.
@@ -45,14 +45,9 @@ class AdapterStore(Mapping[str, DeviceAdapter]):
             raise TaskError(f"adapter {name!r} is not loaded: there are {known}")
         return found
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._adapters
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(tuple(self._adapters))
-
-    def __len__(self) -> int:
-        return len(self._adapters)
+    def snapshot(self) -> dict[str, DeviceAdapter]:
+        """The adapters that are there at this moment."""
+        return dict(self._adapters)
 
     def put(self, name: str, adapter: DeviceAdapter) -> None:
         """Hold an adapter under this name, in place of another if there is one.
@@ -61,7 +56,10 @@ class AdapterStore(Mapping[str, DeviceAdapter]):
         """
         check_fits(adapter, self.slot, self._hidden)
         with self._lock:
-            self._adapters[name] = replace(adapter, name=name)
+            # The same strings for all: of thousands, each would have its own.
+            self._adapters[name] = replace(
+                adapter, name=name, contract=self.slot.adapter.contract, slot_hash=self.slot.hash
+            )
 
     def load(self, path: Path, name: str = "") -> str:
         """Hold the adapter in a file; returns its name, by default that of the file without its ending.

@@ -6,18 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from command_cases import Finished
 from federation_cases import federate, grid_of, run_config_for
-from transformers import AutoTokenizer, DistilBertConfig, MistralConfig
+from transformers import DistilBertConfig, MistralConfig
 
-from fedkron.adapters import AdapterSpec, attach, load_adapter_state
-from fedkron.base import load_base, text_features
 from fedkron.cli import main
 from fedkron.compression import codec, encode
-from fedkron.exchange import AdapterFile, load_adapter, load_head, save_adapter
+from fedkron.exchange import load_adapter
 from fedkron.ledger import read_ledger
 from fedkron.socketlog import Crossing, SocketLog
 
@@ -41,7 +37,7 @@ def error_of(capsys: Capture, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "report", "export", "predict", "inspect", "convert", "meter", "plan"]
+    "command", ["run", "report", "export", "predict", "serve", "inspect", "convert", "meter", "plan"]
 )
 def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
@@ -98,75 +94,6 @@ def test_report_adds_up_what_the_ledger_holds(finished: Finished, capsys: Captur
 
 def test_report_of_something_else_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert "not a run folder" in error_of(capsys, "report", tmp_path)
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_predict_answers_as_torch_does(finished: Finished, capsys: Capture, merged: bool) -> None:
-    texts = ["my bark is near the bone", "purr purr the paw", "one yes"]
-    flags = ["--merged"] if merged else []
-    answers = output_of(capsys, "predict", finished.bundle, *texts, "--task", "animals", *flags)
-
-    base = load_base(str(finished.base))
-    adapter = load_adapter(finished.run / "adapter.safetensors")
-    head = load_head(finished.run / "nodes" / "animals-0" / "head.safetensors")
-    model = attach(base.backbone, AdapterSpec(rank=2, d_a2=4)).eval()
-    load_adapter_state(model, adapter.state)
-    tokens = AutoTokenizer.from_pretrained(finished.base)(texts, padding=True, return_tensors="pt")
-    with torch.no_grad():
-        features = text_features(model, tokens["input_ids"], tokens["attention_mask"])
-        expected = torch.softmax(features @ torch.tensor(head.weight).T + torch.tensor(head.bias), -1)
-    np.testing.assert_allclose([a["probabilities"] for a in answers], expected, atol=1e-4)
-    assert [a["label"] for a in answers] == [head.labels[i] for i in expected.argmax(-1)]
-
-
-def test_predict_picks_a_choice(finished: Finished, capsys: Capture) -> None:
-    question = ["the sky is _", "--choice", "rose", "--choice", "milk", "--choice", "bone"]
-    (answer,) = output_of(capsys, "predict", finished.bundle, *question)
-    assert answer["task"] == "quiz"
-    assert answer["label"] in {"rose", "milk", "bone"}
-    assert sum(answer["probabilities"]) == pytest.approx(1)
-
-
-def test_predict_reads_lines_from_standard_input(finished: Finished) -> None:
-    command = [sys.executable, "-m", "fedkron.cli", "predict", str(finished.bundle), "--json"]
-    done = subprocess.run(command, input="purr\n\nbark\n", capture_output=True, text=True, check=True)
-    assert [answer["text"] for answer in json.loads(done.stdout)] == ["purr", "bark"]
-
-
-def test_predict_with_another_adapter_gives_its_answer(
-    finished: Finished, tmp_path: Path, capsys: Capture
-) -> None:
-    adapter = load_adapter(finished.run / "adapter.safetensors")
-    state = {n: (v * 3 if n.endswith("B1") else v) for n, v in adapter.state.items()}
-    save_adapter(tmp_path / "other.safetensors", AdapterFile(state, adapter.layout, adapter.base_name))
-    ask = ("predict", finished.bundle, "my bark is near", "--task", "animals")
-    before = output_of(capsys, *ask)
-    after = output_of(capsys, *ask, "--adapter", tmp_path / "other.safetensors")
-    assert before[0]["probabilities"] != after[0]["probabilities"]
-
-
-def test_predict_refuses_a_foreign_adapter(finished: Finished, tmp_path: Path, capsys: Capture) -> None:
-    adapter = load_adapter(finished.run / "adapter.safetensors")
-    foreign = type(adapter.layout)("0" * 64, adapter.layout.modules, adapter.layout.dense)
-    save_adapter(tmp_path / "foreign.safetensors", AdapterFile(adapter.state, foreign, "another base"))
-    ask = ("predict", finished.bundle, "purr", "--adapter", tmp_path / "foreign.safetensors")
-    assert "contract" in error_of(capsys, *ask)
-
-
-def test_predict_refuses_a_bundle_whose_contract_was_changed(
-    finished: Finished, tmp_path: Path, capsys: Capture
-) -> None:
-    shutil.copytree(finished.bundle, tmp_path / "bundle")
-    manifest = tmp_path / "bundle" / "manifest.json"
-    contract = json.loads(manifest.read_text())["contract"]
-    manifest.write_text(manifest.read_text().replace(contract, "0" * 64))
-    assert "contract" in error_of(capsys, "predict", tmp_path / "bundle", "purr")
-
-
-def test_predict_names_the_tasks_there_are(finished: Finished, capsys: Capture) -> None:
-    error = error_of(capsys, "predict", finished.bundle, "purr", "--task", "weather")
-    assert "weather" in error
-    assert "animals" in error
 
 
 def test_export_never_overwrites(finished: Finished, capsys: Capture) -> None:

@@ -1,5 +1,6 @@
 """Writing bundles: complete or not at all, and only from parts that belong together."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,19 +9,20 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from edge_cases import SPECS, Written, random_head, tiny_base, tiny_tokenizer, with_adapter
+import safetensors.numpy as safetensors_numpy
+from edge_cases import SPECS, Written, decoded_state, random_head, tiny_base, tiny_tokenizer, with_adapter
 from transformers import CanineTokenizer
 
 from fedkron.adapters import attach
 from fedkron.base import Base
 from fedkron.edge.bundle import write_bundle
 from fedkron.edge.check import check_against_torch
-from fedkron.edge.manifest import read_manifest, sha256
+from fedkron.edge.heads import shared_head
+from fedkron.edge.manifest import read_manifest
 from fedkron.edge.runtime import Bundle
-from fedkron.edge.slot import shared_head
 from fedkron.errors import AdapterError, BundleError, ConfigError, ContractError, FedKronError
 from fedkron.exchange import AdapterFile, HeadFile
-from fedkron.layout import HEAD_BIAS, HEAD_WEIGHT, TensorLayout
+from fedkron.layout import HEAD_BIAS, HEAD_WEIGHT, AdapterLayout, TensorLayout
 
 TEXTS = [
     "who wrote the play",
@@ -61,41 +63,171 @@ def test_checking_leaves_the_base_as_it_was(bundle: Written) -> None:
 def test_a_bundle_lists_every_file_with_its_hash_and_nothing_else_lies_there(bundle: Written) -> None:
     manifest = read_manifest(bundle.folder)
     present = {p.relative_to(bundle.folder).as_posix(): p for p in bundle.folder.rglob("*") if p.is_file()}
-    assert manifest.files == {name: sha256(p) for name, p in present.items() if name != "manifest.json"}
-    assert manifest.layout == bundle.adapter.layout
-    assert [task.name for task in manifest.tasks] == list(bundle.heads)
-    assert bundle.steps
-    assert all(path.stat().st_mode & 0o444 == 0o444 for path in present.values())
-    assert all(
-        "manifest" not in path.name or path.name == "manifest.json" for path in bundle.folder.iterdir()
+    assert manifest.files == {
+        name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for name, p in present.items()
+        if name != "manifest.json"
+    }
+    assert sorted(present) == sorted(
+        [
+            "adapters/default.colour-of-it.onnx_adapter",
+            "adapters/default.safetensors",
+            "adapters/default.spam.onnx_adapter",
+            "adapters/default.trivia.onnx_adapter",
+            "base.bin",
+            "manifest.json",
+            "merged-colour-of-it.onnx",
+            "merged-spam.onnx",
+            "merged-trivia.onnx",
+            "merged.bin",
+            "run.py",
+            "tokenizer.json",
+            "unmerged.onnx",
+        ]
     )
+    assert all(path.stat().st_mode & 0o444 == 0o444 for path in present.values())
+    assert bundle.steps
 
 
-def test_all_graphs_are_valid_onnx_and_their_weights_are_shared(bundle: Written) -> None:
-    graphs = sorted(bundle.folder.glob("*.onnx"))
-    assert [graph.name for graph in graphs] == [
-        "merged-colour-of-it.onnx",
-        "merged-spam.onnx",
-        "merged-trivia.onnx",
-        "unmerged.onnx",
+def test_a_manifest_is_plain_json(bundle: Written) -> None:
+    content = json.loads((bundle.folder / "manifest.json").read_text())
+    layout = bundle.adapter.layout
+    assert (content["format"], content["version"]) == ("fedkron-bundle", 2)
+    assert content["contract"] == layout.contract
+    assert content["base"] == {"name": "tiny-bert", "fingerprint": bundle.base.fingerprint}
+    assert (content["base_form"], content["hidden_size"]) == ("fp32", 32)
+    assert AdapterLayout.from_json(json.dumps(content["layout"])) == layout
+    assert content["slot"]["encoding"] == "fp32"
+    assert sorted(path for group in content["slot"]["groups"] for path in group) == sorted(
+        module.path for module in layout.modules
+    )
+    slot = content["slot"] | {"contract": layout.contract}
+    assert content["slot_hash"] == hashlib.sha256(json.dumps(slot, sort_keys=True).encode()).hexdigest()
+    assert content["input"] == {
+        "kind": "text",
+        "names": ["input_ids", "attention_mask"],
+        "max_length": 12,
+        "pad_id": bundle.base.tokenizer.pad_token_id,
+        "truncation_side": "right",
+    }
+    assert content["merged"] == [
+        {"task": "colour/of: it", "file": "merged-colour-of-it.onnx"},
+        {"task": "spam", "file": "merged-spam.onnx"},
+        {"task": "trivia", "file": "merged-trivia.onnx"},
     ]
-    for graph in graphs:
-        onnx.checker.check_model(graph, full_check=True)
-        model = onnx.load(graph, load_external_data=False)
+    assert content["adapters"] == [
+        {
+            "name": "default",
+            "file": "adapters/default.safetensors",
+            "onnx_adapters": {
+                "colour/of: it": "adapters/default.colour-of-it.onnx_adapter",
+                "spam": "adapters/default.spam.onnx_adapter",
+                "trivia": "adapters/default.trivia.onnx_adapter",
+            },
+        }
+    ]
+
+
+def graph_of(path: Path) -> onnx.ModelProto:
+    return onnx.load(path, load_external_data=False)
+
+
+def stored_in(model: onnx.ModelProto) -> dict[str, tuple[str, int]]:
+    """File and size of each weight outside the graph."""
+    found = {}
+    for tensor in model.graph.initializer:
+        entries = {entry.key: entry.value for entry in tensor.external_data}
+        if entries:
+            found[tensor.name] = (entries["location"], int(entries["length"]))
+    return found
+
+
+def test_all_graphs_are_valid_onnx_and_say_what_they_are_for(bundle: Written) -> None:
+    manifest = json.loads((bundle.folder / "manifest.json").read_text())
+    tasks = {entry["file"]: entry["task"] for entry in manifest["merged"]}
+    for path in bundle.folder.glob("*.onnx"):
+        onnx.checker.check_model(path, full_check=True)
+        model = graph_of(path)
         properties = {entry.key: entry.value for entry in model.metadata_props}
-        assert properties["fedkron.contract"] == bundle.adapter.layout.contract
-        weights = {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}
-        assert weights == {"unmerged.bin" if graph.name == "unmerged.onnx" else "merged.bin"}
+        about = (
+            {"fedkron.slot": manifest["slot_hash"]}
+            if path.name == "unmerged.onnx"
+            else {"fedkron.task": tasks[path.name]}
+        )
+        assert properties == {"fedkron.contract": bundle.adapter.layout.contract} | about
+        inputs = [entry.name for entry in model.graph.input]
+        more = ["slot", "head"] if path.name == "unmerged.onnx" else []
+        assert inputs == ["input_ids", "attention_mask", *more]
+        assert [output.name for output in model.graph.output] == ["logits"]
 
 
-def test_the_same_parts_give_the_same_graphs_and_weights(bundle: Written, tmp_path: Path) -> None:
+def test_what_an_adapter_does_not_change_is_stored_once(bundle: Written) -> None:
+    adapted = {module.path for module in bundle.adapter.layout.modules}
+    unmerged = stored_in(graph_of(bundle.folder / "unmerged.onnx"))
+    assert {file for file, _ in unmerged.values()} == {"base.bin"}
+    for path in bundle.folder.glob("merged-*.onnx"):
+        merged = stored_in(graph_of(path))
+        new = {name for name, (file, _) in merged.items() if file == "merged.bin"}
+        assert len(new) == len(adapted)
+        assert {name for name, _ in merged.items()} - new < unmerged.keys()
+        assert all(merged[name] == unmerged[name] for name in merged.keys() - new)
+    sizes = {"base.bin": unmerged, "merged.bin": {name: merged[name] for name in new}}
+    for file, weights in sizes.items():
+        # Each weight starts at a page of its own, at most.
+        needed = sum(size for _, size in weights.values())
+        assert needed <= (bundle.folder / file).stat().st_size <= needed + 4096 * len(weights)
+
+
+def test_the_same_parts_give_the_same_bytes(bundle: Written, tmp_path: Path) -> None:
     heads = list(bundle.heads.values())
     again = write_bundle(tmp_path / "b", tiny_base(), bundle.adapter, heads, max_length=12, report=silent)
-    first, second = (
-        {name: digest for name, digest in read_manifest(folder).files.items() if "safetensors" not in name}
-        for folder in (bundle.folder, again)
+    for path in bundle.folder.rglob("*"):
+        if path.is_file():
+            assert (again / path.relative_to(bundle.folder)).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.fixture(scope="module")
+def small(bundle: Written, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same parts with 4 bits in the slot, and without merged graphs."""
+    folder = tmp_path_factory.mktemp("bundles") / "small"
+    heads = list(bundle.heads.values())
+    return write_bundle(
+        folder, bundle.base, bundle.adapter, heads, encoding="int4", merged=False, report=silent
     )
-    assert first == second
+
+
+def test_a_bundle_may_do_without_merged_graphs(bundle: Written, small: Path) -> None:
+    assert not [path for path in small.iterdir() if "merged" in path.name and path.name != "unmerged.onnx"]
+    assert json.loads((small / "manifest.json").read_text())["merged"] == []
+    opened = Bundle.open(small)
+    with pytest.raises(BundleError, match="has no merged graph of task 'spam': predict with merged=False"):
+        opened.predict(TEXTS, "spam", merged=True)
+    agreements = check_against_torch(small, bundle.base, bundle.adapter, [bundle.heads["spam"]], TEXTS)
+    assert [a.form for a in agreements] == ["unmerged"]
+
+
+def test_a_slot_of_4_bits_answers_as_torch_does_with_what_is_in_it(bundle: Written, small: Path) -> None:
+    manifest = json.loads((small / "manifest.json").read_text())
+    assert manifest["slot"]["encoding"] == "int4"
+    tensors = safetensors_numpy.load_file(small / "adapters" / "default.safetensors")
+    adapter_size = sum(t.nbytes for name, t in tensors.items() if name.startswith("slot"))
+    assert adapter_size < 0.25 * 4 * bundle.adapter.layout.size
+    layout = bundle.adapter.layout
+    state = decoded_state(tensors, manifest["slot"]["groups"], layout, "int4")
+    adapter = replace(bundle.adapter, state=state)
+    heads = [
+        replace(
+            head,
+            weight=head.weight.astype(np.float16).astype(np.float32),
+            bias=head.bias.astype(np.float16).astype(np.float32),
+        )
+        for head in bundle.heads.values()
+    ]
+    for agreement in check_against_torch(small, bundle.base, adapter, heads, TEXTS):
+        assert agreement.difference <= 1e-4 * agreement.magnitude
+    # It is not the adapter that was trained, but near it.
+    for agreement in check_against_torch(small, bundle.base, bundle.adapter, heads, TEXTS):
+        assert 1e-3 * agreement.magnitude < agreement.difference < agreement.magnitude
 
 
 def test_a_shared_head_comes_from_the_adapter(bundle: Written, tmp_path: Path) -> None:
@@ -107,15 +239,14 @@ def test_a_shared_head_comes_from_the_adapter(bundle: Written, tmp_path: Path) -
     }
     adapter = AdapterFile(bundle.adapter.state | head, layout, "tiny")
     heads = [shared_head(adapter, task, ("no", "yes")) for task in ("spam", "fraud")]
-    folder = write_bundle(tmp_path / "shared", bundle.base, adapter, heads, report=silent)
+    folder = write_bundle(tmp_path / "shared", bundle.base, adapter, heads, merged=False, report=silent)
     for agreement in check_against_torch(folder, bundle.base, adapter, heads, TEXTS):
         assert agreement.difference <= 1e-4 * agreement.magnitude
     # Another adapter brings its own head along.
     opened = Bundle.open(folder, threads=1)
     before = opened.logits(TEXTS, "spam")
-    other = replace(adapter, state=adapter.state | {HEAD_BIAS: head[HEAD_BIAS] + 1})
-    opened.swap(other)
-    np.testing.assert_allclose(opened.logits(TEXTS, "spam"), before + 1, atol=1e-5)
+    opened.add("other", replace(adapter, state=adapter.state | {HEAD_BIAS: head[HEAD_BIAS] + 1}))
+    np.testing.assert_allclose(opened.logits(TEXTS, "spam", adapter="other"), before + 1, atol=1e-5)
 
 
 # What is refused. A case takes the parts of a good bundle and changes one.
@@ -239,8 +370,19 @@ def test_an_export_that_fails_half_way_leaves_nothing_behind(bundle: Written, tm
     assert not list(tmp_path.iterdir())
 
 
-def test_a_manifest_is_plain_json_that_names_format_version_and_contract(bundle: Written) -> None:
-    content = json.loads((bundle.folder / "manifest.json").read_text())
-    assert (content["format"], content["version"]) == ("fedkron-bundle", 1)
-    assert content["contract"] == bundle.adapter.layout.contract
-    assert content["base"] == {"name": "tiny-bert", "fingerprint": bundle.base.fingerprint}
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"encoding": "int2"}, "slot encoding 'int2' is not known: choose fp32, fp16, int8, int4"),
+        ({"base_form": "int2"}, "base form 'int2' is not known: choose fp32"),
+    ],
+)
+def test_an_unknown_form_is_refused_before_anything_is_written(
+    bundle: Written, tmp_path: Path, settings: dict[str, str], message: str
+) -> None:
+    heads = list(bundle.heads.values())
+    with pytest.raises(ConfigError, match=message):
+        write_bundle(
+            tmp_path / "new" / "b", bundle.base, bundle.adapter, heads, report=pytest.fail, **settings
+        )
+    assert not list(tmp_path.iterdir())

@@ -1,214 +1,184 @@
-"""Graph surgery: merged and unmerged graphs compute what torch computes with the adapter attached."""
+"""A graph with an adapter folded in computes what torch computes with the adapter attached."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-import torch
-from edge_cases import HIDDEN, SPECS, Exported, random_head, random_tokens, torch_logits, with_adapter
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from edge_cases import (
+    KRON,
+    SPECS,
+    Exported,
+    W,
+    X,
+    assert_near,
+    b,
+    by_hand,
+    delta,
+    layer,
+    random_head,
+    random_state,
+    random_tokens,
+    session_of,
+    torch_logits,
+    with_adapter,
+    with_mixed_adapter,
+)
+from onnx import ModelProto, helper, numpy_helper
 
-from fedkron.edge.graph import LAYER, attach_head, copy_model, fold_adapter, insert_slot
-from fedkron.edge.slot import slot_vector
+from fedkron.edge.fold import attach_head, fold_adapter
+from fedkron.edge.graph import copy_model, fetch_weights, move_weights
 from fedkron.errors import BundleError, ContractError
-from fedkron.exchange import AdapterFile, HeadFile
-from fedkron.layout import AdapterLayout, ModuleLayout, State, TensorLayout
+from fedkron.layout import AdapterLayout, ModuleLayout, TensorLayout
 
-OTHER_SIZES = [(1, 1), (1, 5), (3, 17), (5, 31)]
-"""Batch and sequence; the exporter's example has 2 and 8."""
+LAYOUT = AdapterLayout("base", (KRON,))
 
 
-def run(model: ModelProto, **inputs: np.ndarray) -> np.ndarray:
-    onnx.checker.check_model(model, full_check=True)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    return session.run(None, inputs)[0]
+def dense_only(transposed: int = 1) -> ModelProto:
+    nodes = [layer("dense", "Gemm", "x", "W", "b", output="features", transB=transposed)]
+    return by_hand(nodes, {"features": 6}, W=W if transposed else W.T.copy(), b=b)
 
 
-def merged(graph: ModelProto, adapter: AdapterFile, head: HeadFile) -> ModelProto:
-    model = copy_model(graph)
-    fold_adapter(model, adapter.layout, adapter.state)
-    attach_head(model, head.weight, head.bias)
-    return model
+def initializers(model: ModelProto) -> dict[str, np.ndarray]:
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
 
 
-def unmerged(graph: ModelProto, layout: AdapterLayout) -> ModelProto:
-    model = copy_model(graph)
-    insert_slot(model, layout, HIDDEN)
-    return model
-
-
-@pytest.mark.parametrize("kind", SPECS)
-def test_both_forms_give_the_logits_of_torch_at_any_batch_and_sequence(exported: Exported, kind: str) -> None:
-    model, adapter = with_adapter(exported.backbone, SPECS[kind], "base", seed=3)
-    assert {module.kind for module in adapter.layout.modules} == {kind}
+@pytest.mark.parametrize("kind", [*SPECS, "mixed"])
+def test_logits_are_those_of_torch_at_any_batch_and_sequence(exported: Exported, kind: str) -> None:
+    model, adapter = (
+        with_mixed_adapter(exported.backbone, "base", seed=3)
+        if kind == "mixed"
+        else with_adapter(exported.backbone, SPECS[kind], "base", seed=3)
+    )
     head = random_head("colours", ("red", "green", "blue"), adapter.layout.contract)
-    graphs = merged(exported.graph, adapter, head), unmerged(exported.graph, adapter.layout)
-    for batch, sequence in OTHER_SIZES:
+    merged = copy_model(exported.graph)
+    before = merged.ByteSize()
+    fold_adapter(merged, adapter.layout, adapter.state)
+    attach_head(merged, head.weight, head.bias)
+    # An ordinary model: no input and, but for the head, no node more than the base has.
+    assert [entry.name for entry in merged.graph.input] == ["input_ids", "attention_mask"]
+    assert len(merged.graph.node) == len(exported.graph.graph.node) + 1
+    assert merged.ByteSize() < 1.1 * before
+    run = session_of(merged)
+    for batch, sequence in [(1, 1), (3, 17), (5, 31)]:
         ids, mask = random_tokens(batch, sequence, exported.backbone.config.pad_token_id)
-        expected = torch_logits(model, head, ids, mask)
-        tokens = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-        slot = slot_vector(adapter, head)
-        for actual in run(graphs[0], **tokens), run(graphs[1], **tokens, slot=slot):
-            assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
-        # The adapter matters: the bare base is far away.
-        bare = torch_logits(exported.backbone, head, ids, mask)
-        assert np.abs(bare - expected).max() > 1e-2 * np.abs(expected).max()
+        actual = run(input_ids=ids.numpy(), attention_mask=mask.numpy())
+        assert_near(actual, torch_logits(model, head, ids, mask))
 
 
-def test_an_adapter_on_some_layers_only_leaves_the_others_alone(exported: Exported) -> None:
-    some = replace(SPECS["kron_lora"], targets=("*attention*", "*attn*"))
-    model, adapter = with_adapter(exported.backbone, some, "base", seed=4)
-    everywhere = sum(isinstance(module, torch.nn.Linear) for module in exported.backbone.modules())
-    assert 0 < len(adapter.layout.modules) < everywhere
-    head = random_head("spam", ("ham", "spam"), adapter.layout.contract)
-    ids, mask = random_tokens(2, 9, exported.backbone.config.pad_token_id)
-    tokens = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-    expected = torch_logits(model, head, ids, mask)
-    for actual in (
-        run(merged(exported.graph, adapter, head), **tokens),
-        run(unmerged(exported.graph, adapter.layout), **tokens, slot=slot_vector(adapter, head)),
-    ):
-        assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
+@pytest.mark.parametrize("transposed", [1, 0])
+def test_a_weight_becomes_the_sum_with_the_kronecker_product_in_float64(transposed: int) -> None:
+    model = dense_only(transposed)
+    state = random_state(LAYOUT)
+    fold_adapter(model, LAYOUT, state)
+    (folded,) = (values for name, values in initializers(model).items() if name != "b")
+    expected = W.astype(np.float64) + delta(KRON, state)
+    # Rounded once: not even the last bit differs.
+    np.testing.assert_array_equal(folded if transposed else folded.T, expected.astype(np.float32))
+    assert_near(session_of(model)(x=X), X @ expected.T + b, 1e-6)
+
+
+def test_others_keep_a_weight_that_they_share() -> None:
+    nodes = [
+        layer("dense", "Gemm", "x", "W", "b", output="y", transB=1),
+        helper.make_node("ReduceSum", ["W"], ["total"], keepdims=0),
+        helper.make_node("Add", ["y", "total"], ["features"]),
+    ]
+    model = by_hand(nodes, {"y": 6, "features": 6}, W=W, b=b)
+    state = random_state(LAYOUT)
+    fold_adapter(model, LAYOUT, state)
+    assert_near(session_of(model)(x=X), X @ (W + delta(KRON, state)).T + b + W.sum())
+
+
+def test_two_layers_with_one_weight_get_weights_of_their_own() -> None:
+    nodes = [layer(path, "Gemm", "x", "W", output=path, transB=1) for path in ("dense", "twin")]
+    nodes.append(helper.make_node("Sub", ["dense", "twin"], ["features"]))
+    model = by_hand(nodes, {"dense": 6, "twin": 6, "features": 6}, W=W)
+    layout = AdapterLayout("base", (KRON, replace(KRON, path="twin")))
+    state = random_state(layout)
+    fold_adapter(model, layout, state)
+    difference = delta(KRON, state) - delta(layout.modules[1], state)
+    assert_near(session_of(model)(x=X), X @ difference.T)
+    assert "W" not in initializers(model)  # nobody uses it any more
+
+
+def test_a_layer_that_is_called_in_both_orientations_is_folded_in_both() -> None:
+    nodes = [
+        layer("dense", "Gemm", "x", "W", output="y", transB=1),
+        layer("dense", "MatMul", "x", "Wt", output="z"),
+        layer("dense", "Gemm", "x", "W", output="w", transB=1),
+        helper.make_node("Sum", ["y", "z", "w"], ["features"]),
+    ]
+    model = by_hand(nodes, dict.fromkeys("yzw", 6) | {"features": 6}, W=W, Wt=W.T.copy())
+    state = random_state(LAYOUT)
+    fold_adapter(model, LAYOUT, state)
+    assert_near(session_of(model)(x=X), 3 * X @ (W + delta(KRON, state)).T)
+    assert len(initializers(model)) == 2  # not a copy for each call
+
+
+def test_weights_may_lie_in_a_file_and_what_is_not_adapted_stays_there(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    wide = {"W": (64, 32), "V": (32, 64)}
+    weights = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in wide.items()}
+    nodes = [
+        layer("other", "Gemm", "x", "V0", output="x0", transB=1),
+        layer("dense", "Gemm", "x0", "W", output="y", transB=1),
+        layer("second", "Gemm", "y", "V", output="features", transB=1),
+    ]
+    first = rng.standard_normal((32, 4)).astype(np.float32)
+    model = by_hand(nodes, {"x0": 32, "y": 64, "features": 32}, V0=first, **weights)
+    whole = copy_model(model)
+    move_weights(model, tmp_path / "base.bin")
+    assert model.ByteSize() < 2000
+    bytes_before = (tmp_path / "base.bin").read_bytes()
+    factors = (TensorLayout("lora_A", (2, 32)), TensorLayout("lora_B", (64, 2)))
+    module = ModuleLayout("dense", "lora", 0.5, (64, 32), factors)
+    layout = AdapterLayout("base", (module,))
+    state = random_state(layout)
+    fold_adapter(model, layout, state, tmp_path)
+    assert {t.name for t in model.graph.initializer if not t.external_data} - {"V0"} == {"dense.merged.T"}
+    assert (tmp_path / "base.bin").read_bytes() == bytes_before
+    move_weights(model, tmp_path / "merged.bin")
+    onnx.save_model(model, tmp_path / "merged.onnx")
+    assert (tmp_path / "merged.bin").stat().st_size < 1.1 * weights["W"].nbytes
+    fetch_weights(model, tmp_path)
+    fold_adapter(whole, layout, state)
+    np.testing.assert_array_equal(session_of(model)(x=X), session_of(whole)(x=X))
+    expected = X @ first.T @ (weights["W"] + delta(module, state)).T @ weights["V"].T
+    assert_near(session_of(model)(x=X), expected)
+
+
+def test_a_head_gives_a_score_per_label() -> None:
+    model = dense_only()
+    head = random_head("task", ("a", "b", "c"), "contract", hidden=6)
+    attach_head(model, head.weight, head.bias)
+    assert_near(session_of(model)(x=X), (X @ W.T + b) @ head.weight.T + head.bias, 1e-5)
+    (output,) = model.graph.output
+    assert [axis.dim_param or axis.dim_value for axis in output.type.tensor_type.shape.dim] == ["batch", 3]
+
+
+def test_a_layer_that_is_missing_or_of_another_size_or_kind_is_refused_and_nothing_changes() -> None:
+    wrong: list[tuple[ModuleLayout, type[Exception], str]] = [
+        (replace(KRON, path="encoder.9"), BundleError, "'encoder.9' is not in the exported graph"),
+        (replace(KRON, weight_shape=(12, 4)), ContractError, r"\[6, 4\] in the graph, \[12, 4\]"),
+        (replace(KRON, kind="moka"), BundleError, "'dense': a 'moka' adapter.*fedkron convert"),
+        (replace(KRON, kind="lora"), BundleError, "'dense': a 'lora' adapter"),
+    ]
+    for module, error, message in wrong:
+        model = dense_only()
+        before = model.SerializeToString()
+        layout = AdapterLayout("base", (module,))
+        with pytest.raises(error, match=message):
+            fold_adapter(model, layout, random_state(layout))
+        assert model.SerializeToString() == before
 
 
 def test_an_exported_graph_tells_nothing_about_the_machine_that_made_it(exported: Exported) -> None:
     graph = exported.graph.graph
     keys = {entry.key for node in graph.node for entry in node.metadata_props}
-    assert keys == {LAYER}
+    assert keys == {"fedkron.layer"}
     noted = [*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer]
     assert not any(item.doc_string for item in noted)
     assert not exported.graph.metadata_props
     assert b".py" not in exported.graph.SerializeToString()
-
-
-def test_a_layer_that_is_not_in_the_graph_is_named(exported: Exported) -> None:
-    _, adapter = with_adapter(exported.backbone, SPECS["lora"], "base", seed=5)
-    stray = replace(adapter.layout.modules[0], path="encoder.layer.9.query")
-    layout = replace(adapter.layout, modules=(*adapter.layout.modules, stray))
-    with pytest.raises(BundleError, match=r"encoder\.layer\.9\.query"):
-        insert_slot(copy_model(exported.graph), layout, HIDDEN)
-    with pytest.raises(BundleError, match=r"encoder\.layer\.9\.query"):
-        fold_adapter(copy_model(exported.graph), layout, adapter.state)
-
-
-# Graphs by hand: x (batch, 4), a layer "dense" with d_out = 6, perhaps a layer "second" with d_out = 8.
-
-RNG = np.random.default_rng(0)
-W, b, V = (RNG.standard_normal(shape).astype(np.float32) for shape in ((6, 4), (6,), (8, 6)))
-KRON = ModuleLayout(
-    "dense",
-    "kron_lora",
-    2.5,
-    (6, 4),
-    (TensorLayout("A", (3, 2)), TensorLayout("B1", (2, 5)), TensorLayout("B2", (5, 2))),
-)
-
-
-def layer(path: str, operator: str, *inputs: str, output: str, **attributes: int) -> NodeProto:
-    node = helper.make_node(operator, inputs, [output], **attributes)
-    node.metadata_props.add(key=LAYER, value=path)
-    return node
-
-
-def by_hand(nodes: list[NodeProto], widths: dict[str, int], **weights: np.ndarray) -> ModelProto:
-    def values(name: str, width: int) -> ValueInfoProto:
-        return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width])
-
-    graph = helper.make_graph(
-        nodes,
-        "by-hand",
-        [values("x", 4)],
-        [values("features", widths["features"])],
-        [numpy_helper.from_array(weight, name) for name, weight in weights.items()],
-        value_info=[values(name, width) for name, width in widths.items()],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-
-
-def random_state(layout: AdapterLayout) -> State:
-    rng = np.random.default_rng(1)
-    return {t.name: rng.standard_normal(t.shape).astype(np.float32) for t in layout.tensors}
-
-
-def kron_delta(state: State, path: str, scale: float) -> np.ndarray:
-    return scale * np.kron(state[f"{path}.A"], state[f"{path}.B1"] @ state[f"{path}.B2"])
-
-
-@pytest.mark.parametrize("transposed", [True, False])
-def test_a_gemm_gets_its_adapter_in_either_orientation_and_others_keep_its_weight(transposed: bool) -> None:
-    nodes = [
-        layer("dense", "Gemm", "x", "W", "b", output="y", transB=int(transposed)),
-        helper.make_node("ReduceSum", ["W"], ["total"], keepdims=0),
-        helper.make_node("Add", ["y", "total"], ["features"]),
-    ]
-    graph = by_hand(nodes, {"y": 6, "features": 6}, W=W if transposed else W.T.copy(), b=b)
-    layout = AdapterLayout("base", (KRON,))
-    adapter = AdapterFile(random_state(layout), layout, "base")
-    head = random_head("task", ("a", "b"), layout.contract, hidden=6)
-    x = RNG.standard_normal((7, 4)).astype(np.float32)
-    features = x @ (W + kron_delta(adapter.state, "dense", 2.5)).T + b + W.sum()
-    expected = features @ head.weight.T + head.bias
-
-    with_slot = copy_model(graph)
-    insert_slot(with_slot, layout, hidden=6)
-    for actual in (
-        run(with_slot, x=x, slot=slot_vector(adapter, head)),
-        run(merged(graph, adapter, head), x=x),
-    ):
-        assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("kind", ["kron_lora", "lora"])
-def test_layers_with_factors_of_different_shapes_share_one_slot(kind: str) -> None:
-    nodes = [
-        layer("dense", "Gemm", "x", "W", "b", output="y", transB=1),
-        layer("second", "MatMul", "y", "V", output="features"),
-    ]
-    graph = by_hand(nodes, {"y": 6, "features": 8}, W=W, b=b, V=V.T.copy())
-    factors = {
-        "kron_lora": (TensorLayout("A", (2, 3)), TensorLayout("B1", (4, 1)), TensorLayout("B2", (1, 2))),
-        "lora": (TensorLayout("lora_A", (2, 6)), TensorLayout("lora_B", (8, 2))),
-    }
-    layout = AdapterLayout("base", (KRON, ModuleLayout("second", kind, 0.5, (8, 6), factors[kind])))
-    state = random_state(layout)
-    head = random_head("task", ("a", "b"), layout.contract, hidden=8)
-    x = RNG.standard_normal((3, 4)).astype(np.float32)
-    y = x @ (W + kron_delta(state, "dense", 2.5)).T + b
-    delta = (
-        kron_delta(state, "second", 0.5)
-        if kind == "kron_lora"
-        else 0.5 * state["second.lora_B"] @ state["second.lora_A"]
-    )
-    expected = y @ (V + delta).T @ head.weight.T + head.bias
-
-    insert_slot(graph, layout, hidden=8)
-    actual = run(graph, x=x, slot=slot_vector(AdapterFile(state, layout, "base"), head))
-    assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
-
-
-def test_a_layer_of_another_size_is_refused() -> None:
-    graph = by_hand(
-        [layer("dense", "Gemm", "x", "W", "b", output="features", transB=1)], {"features": 6}, W=W, b=b
-    )
-    factors = (TensorLayout("A", (3, 2)), TensorLayout("B1", (4, 5)), TensorLayout("B2", (5, 2)))
-    with pytest.raises(ContractError, match=r"\[6, 4\] in the graph, \[12, 4\]"):
-        insert_slot(graph, AdapterLayout("base", (replace(KRON, factors=factors),)), hidden=6)
-
-
-@pytest.mark.parametrize("module", [replace(KRON, kind="moka"), replace(KRON, kind="lora")])
-def test_a_kind_that_does_not_run_in_a_graph_is_refused_by_name(module: ModuleLayout) -> None:
-    graph = by_hand(
-        [layer("dense", "Gemm", "x", "W", "b", output="features", transB=1)], {"features": 6}, W=W, b=b
-    )
-    layout = AdapterLayout("base", (module,))
-    for refused in (
-        lambda: insert_slot(graph, layout, hidden=6),
-        lambda: fold_adapter(graph, layout, random_state(layout)),
-    ):
-        with pytest.raises(BundleError, match=f"'dense': a '{module.kind}' adapter.*fedkron convert"):
-            refused()

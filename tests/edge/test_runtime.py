@@ -1,24 +1,40 @@
 """Running bundles: right answers, hot swaps, and no trust in damaged or foreign files."""
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from edge_cases import HIDDEN, SPECS, WORDS, Written, random_head, torch_answers, with_adapter
-from hypothesis import given
+from edge_cases import (
+    HIDDEN,
+    SPECS,
+    WORDS,
+    Written,
+    another_adapter,
+    assert_near,
+    random_head,
+    torch_answers,
+    torch_features,
+    with_adapter,
+)
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedkron.edge.device_adapter import device_adapter, save_device_adapter
 from fedkron.edge.manifest import sha256
 from fedkron.edge.runtime import Bundle
+from fedkron.edge.slot import SlotLayout
 from fedkron.errors import AdapterError, BundleError, ContractError, FedKronError, TaskError
-from fedkron.exchange import save_adapter
+from fedkron.exchange import AdapterFile, HeadFile, save_adapter
 from fedkron.prompts import choice_texts
 
 COLOURS = "colour/of: it"
@@ -69,73 +85,229 @@ def test_many_texts_get_their_own_answers_in_their_own_order(opened: Bundle) -> 
     assert opened.predict([], COLOURS) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.text() | st.lists(st.sampled_from(WORDS), max_size=20).map(" ".join), max_size=3))
 def test_token_ids_are_those_of_transformers(bundle: Written, opened: Bundle, texts: list[str]) -> None:
     expected = [bundle.base.tokenizer(t, truncation=True, max_length=12)["input_ids"] for t in texts]
     assert opened.tokenize(texts) == expected
 
 
-def test_a_swapped_adapter_answers_from_the_next_prediction_on(bundle: Written, tmp_path: Path) -> None:
+# Several adapters.
+
+
+@pytest.fixture(scope="module")
+def others(bundle: Written) -> dict[str, AdapterFile]:
+    return {name: another_adapter(bundle.adapter, seed) for seed, name in enumerate(("one", "two"), start=1)}
+
+
+@pytest.fixture
+def several(bundle: Written, others: dict[str, AdapterFile]) -> Bundle:
+    """With `one` and `two` beside `default`; `two` has its own head for spam, with three labels."""
+    opened = Bundle.open(bundle.folder, threads=1)
+    opened.add("one", others["one"])
+    wide = random_head("spam", ("good", "odd", "bad"), bundle.adapter.layout.contract)
+    opened.add("two", others["two"], [wide])
+    return opened
+
+
+def expected_logits(bundle: Written, adapter: AdapterFile, head: HeadFile) -> np.ndarray:
+    """Of TEXTS, by torch."""
+    tokens = bundle.base.tokenizer(TEXTS, padding=True, truncation=True, max_length=12, return_tensors="pt")
+    features = torch_features(
+        bundle.base.backbone, adapter.layout, adapter.state, tokens["input_ids"], tokens["attention_mask"]
+    )
+    return features @ head.weight.T + head.bias
+
+
+def test_each_adapter_answers_as_torch_does_with_it(
+    bundle: Written, several: Bundle, others: dict[str, AdapterFile]
+) -> None:
+    assert list(several.adapters) == ["default", "one", "two"]
+    assert several.adapters["one"].nbytes > 0
+    head = bundle.heads[COLOURS]
+    assert_near(several.logits(TEXTS, COLOURS), expected_logits(bundle, bundle.adapter, head))
+    for name, adapter in others.items():
+        actual = several.logits(TEXTS, COLOURS, adapter=name)
+        assert_near(actual, expected_logits(bundle, adapter, head))
+        assert np.abs(actual - several.logits(TEXTS, COLOURS)).max() > 1e-2 * np.abs(actual).max()
+
+
+def test_each_text_may_have_its_own_adapter_and_task(several: Bundle) -> None:
+    rng = np.random.default_rng(3)
+    texts = [" ".join(rng.choice(WORDS, rng.integers(1, 14))) for _ in range(70)]
+    adapters = [str(name) for name in rng.choice(["default", "one", "two"], len(texts))]
+    tasks = [str(task) for task in rng.choice([COLOURS, "spam"], len(texts))]
+    together = several.predict(texts, tasks, adapter=adapters)
+    for text, adapter, task, prediction in zip(texts, adapters, tasks, together, strict=True):
+        (alone,) = several.predict([text], task, adapter=adapter)
+        np.testing.assert_allclose(prediction.probabilities, alone.probabilities, atol=1e-4)
+        assert len(prediction.probabilities) == len(several.tasks(adapter)[task].labels)
+        assert prediction.label in several.tasks(adapter)[task].labels
+    # One of both may be the same for all.
+    same = several.predict(texts, COLOURS, adapter=adapters)
+    assert {len(p.probabilities) for p in same} == {3}
+    each = several.predict(texts, tasks, adapter="one")
+    assert {len(p.probabilities) for p in each} == {2, 3}
+    logits = several.logits(texts, COLOURS, adapter=adapters)
+    np.testing.assert_allclose([p.probabilities for p in same], softmax(logits), atol=1e-5)
+
+
+def test_another_adapter_may_choose(bundle: Written, several: Bundle, others: dict[str, AdapterFile]) -> None:
+    texts = choice_texts("the _", TEXTS)
+    prediction = several.choose("the _", TEXTS, "trivia", adapter="one")
+    tokens = bundle.base.tokenizer(texts, padding=True, truncation=True, max_length=12, return_tensors="pt")
+    features = torch_features(
+        bundle.base.backbone,
+        bundle.adapter.layout,
+        others["one"].state,
+        tokens["input_ids"],
+        tokens["attention_mask"],
+    )
+    scores = (features @ bundle.heads["trivia"].weight.T + bundle.heads["trivia"].bias)[:, 0]
+    np.testing.assert_allclose(prediction.probabilities, softmax(scores), atol=1e-4)
+    assert prediction.label == TEXTS[scores.argmax()]
+
+
+def test_merged_graphs_answer_for_the_adapter_of_the_export_only(several: Bundle) -> None:
+    texts, tasks = [*TEXTS, *TEXTS], [COLOURS] * len(TEXTS) + ["spam"] * len(TEXTS)
+    merged = several.predict(texts, tasks, merged=True)
+    for one, other in zip(merged, several.predict(texts, tasks), strict=True):
+        np.testing.assert_allclose(one.probabilities, other.probabilities, atol=1e-4)
+    with pytest.raises(BundleError, match=r"not adapter 'one'.*merged=False"):
+        several.predict(TEXTS, COLOURS, adapter="one", merged=True)
+    with pytest.raises(BundleError, match="not adapter 'one'"):
+        several.predict(TEXTS, COLOURS, adapter=["default"] * (len(TEXTS) - 1) + ["one"], merged=True)
+
+
+def test_a_replaced_default_adapter_answers_from_the_next_prediction_on(
+    bundle: Written, others: dict[str, AdapterFile]
+) -> None:
     opened = Bundle.open(bundle.folder, threads=1)
     before = opened.logits(TEXTS, COLOURS)
-    other_model, other = with_adapter(
-        bundle.base.backbone, SPECS["kron_lora"], bundle.base.fingerprint, seed=2
-    )
-    save_adapter(tmp_path / "other.safetensors", other)
-    opened.load_adapter_file(tmp_path / "other.safetensors")
-    expected = torch_answers(other_model, bundle.heads[COLOURS], bundle.base, TEXTS, max_length=12)
-    actual = opened.logits(TEXTS, COLOURS)
-    assert np.abs(actual - expected).max() <= 1e-4 * np.abs(expected).max()
-    assert np.abs(actual - before).max() > 1e-2 * np.abs(expected).max()
+    opened.add("default", others["one"])
+    assert_near(opened.logits(TEXTS, COLOURS), expected_logits(bundle, others["one"], bundle.heads[COLOURS]))
     # The merged graphs cannot know: they must not answer for the new adapter.
-    with pytest.raises(BundleError, match="merged=False"):
+    with pytest.raises(BundleError, match=r"holds the adapter of the export.*merged=False"):
         opened.predict(TEXTS, COLOURS, merged=True)
-    opened.swap(bundle.adapter)
+    opened.add("default", bundle.adapter)
     np.testing.assert_array_equal(opened.logits(TEXTS, COLOURS), before)
 
 
-def test_a_swap_may_bring_heads_for_new_tasks_with_any_number_of_labels(bundle: Written) -> None:
+def test_a_file_of_training_and_one_for_devices_give_the_same_answers(
+    bundle: Written, others: dict[str, AdapterFile], tmp_path: Path
+) -> None:
+    opened = Bundle.open(bundle.folder, threads=1)
+    save_adapter(tmp_path / "trained.safetensors", others["one"])
+    assert opened.load(tmp_path / "trained.safetensors") == "trained"
+    assert list(opened.tasks("trained")) == [COLOURS, "spam", "trivia"]
+    save_device_adapter(tmp_path / "device.safetensors", opened.adapters["trained"])
+    assert opened.load(tmp_path / "device.safetensors", "mine") == "mine"
+    expected = expected_logits(bundle, others["one"], bundle.heads["spam"])
+    for name in "trained", "mine":
+        assert_near(opened.logits(TEXTS, "spam", adapter=name), expected)
+    opened.unload("trained")
+    with pytest.raises(TaskError, match="adapter 'trained' is not loaded: there are 'default', 'mine'"):
+        opened.logits(TEXTS, "spam", adapter="trained")
+    with pytest.raises(TaskError, match="'trained' is not loaded"):
+        opened.unload("trained")
+    opened.load(bundle.folder / "adapters" / "default.safetensors", "copy")
+    np.testing.assert_array_equal(
+        opened.logits(TEXTS, "spam", adapter="copy"), opened.logits(TEXTS, "spam", adapter="default")
+    )
+
+
+def test_a_new_adapter_may_bring_heads_for_new_tasks_with_any_number_of_labels(bundle: Written) -> None:
     opened = Bundle.open(bundle.folder, threads=1)
     contract = bundle.adapter.layout.contract
     labels = tuple(f"label {i}" for i in range(11))
-    heads = [random_head("new", labels, contract), random_head("spam", ("good", "odd", "bad"), contract)]
-    opened.swap(opened.adapter, heads)
+    nameless = replace(random_head("unnamed", ("a", "b"), contract), labels=())
+    heads = [random_head("new", labels, contract), nameless]
+    opened.add("mine", bundle.adapter, heads)
     for head in (*heads, bundle.heads[COLOURS]):
-        expected = torch_answers(bundle.model, head, bundle.base, TEXTS, max_length=12)
-        assert np.abs(opened.logits(TEXTS, head.task) - expected).max() <= 1e-4 * np.abs(expected).max()
-    # Only the task whose head changed has lost its merged graph.
-    with pytest.raises(BundleError, match="merged graph of task 'spam'"):
-        opened.logits(TEXTS, "spam", merged=True)
-    opened.logits(TEXTS, COLOURS, merged=True)
+        actual = opened.logits(TEXTS, head.task, adapter="mine")
+        assert_near(actual, expected_logits(bundle, bundle.adapter, head))
+    assert {p.label for p in opened.predict(TEXTS, "unnamed", adapter="mine")} <= {"0", "1"}
+    with pytest.raises(TaskError, match="adapter 'default' has no task 'new'"):
+        opened.predict(TEXTS, "new")
 
 
 def test_a_foreign_adapter_or_head_is_refused_and_the_old_one_stays(bundle: Written, tmp_path: Path) -> None:
     opened = Bundle.open(bundle.folder, threads=1)
     before = opened.logits(TEXTS, COLOURS)
-    _, foreign = with_adapter(bundle.base.backbone, SPECS["kron_lora"], "another base", seed=2)
-    _, same_size = with_adapter(
-        bundle.base.backbone, replace(SPECS["kron_lora"], alpha=8.0), bundle.base.fingerprint, seed=2
-    )
+    backbone, spec = bundle.base.backbone, SPECS["kron_lora"]
+    _, foreign = with_adapter(backbone, spec, "another base", seed=2)
+    _, same_size = with_adapter(backbone, replace(spec, alpha=8.0), bundle.base.fingerprint, seed=2)
+    path = tmp_path / "default.safetensors"
     for adapter in foreign, same_size:
-        save_adapter(tmp_path / "foreign.safetensors", adapter)
+        save_adapter(path, adapter)
         with pytest.raises(ContractError, match="another base, or with other settings"):
-            opened.load_adapter_file(tmp_path / "foreign.safetensors")
-    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "foreign.safetensors").read_bytes()[:-100])
-    with pytest.raises(AdapterError, match=r"torn\.safetensors"):
-        opened.load_adapter_file(tmp_path / "torn.safetensors")
+            opened.load(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(AdapterError, match=r"default\.safetensors"):
+        opened.load(path)
     head = random_head("new", ("a", "b"), "2" * 64)
     with pytest.raises(ContractError, match="head of task 'new'"):
-        opened.swap(opened.adapter, [head])
+        opened.add("default", bundle.adapter, [head])
     wide = random_head("new", ("a", "b"), bundle.adapter.layout.contract, hidden=HIDDEN + 1)
     with pytest.raises(ContractError, match="width 33"):
-        opened.swap(opened.adapter, [wide])
-    assert set(opened.heads) == set(bundle.heads)
+        opened.add("default", bundle.adapter, [wide])
+    assert set(opened.tasks()) == set(bundle.heads)
     np.testing.assert_array_equal(opened.logits(TEXTS, COLOURS), before)
+    opened.logits(TEXTS, COLOURS, merged=True)
+
+
+def test_an_answer_is_that_of_one_adapter_while_its_file_is_replaced(several: Bundle, tmp_path: Path) -> None:
+    path = tmp_path / "live.safetensors"
+    answers = [several.logits(TEXTS, COLOURS, adapter=name) for name in ("one", "two")]
+    save_device_adapter(path, several.adapters["one"])
+    several.load(path)
+    done = threading.Event()
+
+    def replace_it() -> None:
+        for turn in itertools.count():
+            save_device_adapter(path, several.adapters[("one", "two")[turn % 2]])
+            several.load(path)
+            if done.is_set():
+                return
+
+    def ask(count: int) -> list[np.ndarray]:
+        return [several.logits(TEXTS, COLOURS, adapter="live") for _ in range(count)]
+
+    with ThreadPoolExecutor(4) as pool:
+        writer = pool.submit(replace_it)
+        askers = [pool.submit(ask, 100) for _ in range(3)]
+        try:
+            found = [answer for asker in askers for answer in asker.result()]
+        finally:
+            done.set()
+        writer.result()
+    seen = [[np.array_equal(answer, expected) for expected in answers] for answer in found]
+    assert all(sum(same) == 1 for same in seen)
+    assert len({same.index(True) for same in seen}) == 2
+
+
+def test_many_threads_get_their_own_answers(bundle: Written) -> None:
+    opened = Bundle.open(bundle.folder, threads=1)  # its sessions are opened by these threads
+    with ThreadPoolExecutor(6) as pool:
+        forms = [(task, merged) for task in (COLOURS, "spam") for merged in (True, False)] * 5
+        answers = list(pool.map(lambda form: opened.logits(TEXTS, form[0], merged=form[1]), forms))
+    for (task, merged), answer in zip(forms, answers, strict=True):
+        np.testing.assert_array_equal(answer, opened.logits(TEXTS, task, merged=merged))
 
 
 def test_a_question_of_the_wrong_kind_is_refused(opened: Bundle) -> None:
     with pytest.raises(TaskError, match="no task 'weather': it has 'colour/of: it', 'spam', 'trivia'"):
         opened.predict(TEXTS, "weather")
+    with pytest.raises(TaskError, match="adapter 'mine' is not loaded: there are 'default'"):
+        opened.predict(TEXTS, "spam", adapter="mine")
+    with pytest.raises(TaskError, match="adapter 'mine' is not loaded"):
+        opened.predict(TEXTS, "spam", adapter=["default"] * (len(TEXTS) - 1) + ["mine"])
+    with pytest.raises(TaskError, match=f"2 adapters for {len(TEXTS)} inputs"):
+        opened.predict(TEXTS, "spam", adapter=["default", "default"])
+    with pytest.raises(TaskError, match=f"1 tasks for {len(TEXTS)} inputs"):
+        opened.predict(TEXTS, ["spam"])
+    with pytest.raises(TaskError, match=r"use choose\(\)"):
+        opened.predict(TEXTS, ["spam"] * (len(TEXTS) - 1) + ["trivia"])
     with pytest.raises(TaskError, match=r"use choose\(\)"):
         opened.predict(TEXTS, "trivia")
     with pytest.raises(TaskError, match=r"use predict\(\)"):
@@ -154,14 +326,17 @@ def test_neither_torch_nor_transformers_nor_onnx_is_needed(bundle: Written) -> N
         "bundle = Bundle.open(Path(sys.argv[1]), threads=1)\n"
         "texts = ['who wrote the play']\n"
         "answers = [bundle.predict(texts, 'spam', merged=form)[0].probability for form in (True, False)]\n"
-        "heavy = {'torch', 'transformers', 'onnx', 'flwr'} & sys.modules.keys()\n"
+        "bundle.load(Path(sys.argv[1]) / 'adapters' / 'default.safetensors', 'copy')\n"
+        "answers += [bundle.predict(texts, 'spam', adapter='copy')[0].probability]\n"
+        "heavy = {'torch', 'transformers', 'onnx', 'flwr', 'PIL'} & sys.modules.keys()\n"
         "print(json.dumps([answers, sorted(heavy)]))\n"
     )
     command = [sys.executable, "-c", program, str(bundle.folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    (merged, unmerged), heavy = json.loads(done.stdout)
+    (merged, unmerged, copied), heavy = json.loads(done.stdout)
     assert heavy == []
     assert merged == pytest.approx(unmerged, abs=1e-5)
+    assert copied == unmerged
     assert done.stderr == ""
 
 
@@ -208,19 +383,35 @@ def remove(name: str) -> Callable[[Path], None]:
             BundleError,
             "its format is 'fedkron-adapter'",
         ),
-        (edited(lambda m: m.update(version=2)), BundleError, "version 2, known here is 1"),
-        (edited(lambda m: m.pop("tasks")), BundleError, "damaged"),
+        (edited(lambda m: m.update(version=1)), BundleError, "version 1, known here is 2"),
+        (edited(lambda m: m.pop("adapters")), BundleError, "damaged"),
+        (edited(lambda m: m["slot"].update(encoding="int2")), BundleError, "damaged.*'int2' is not known"),
+        (edited(lambda m: m["slot"]["groups"].pop()), BundleError, "damaged.*groups of this slot"),
+        (edited(lambda m: m["slot"]["groups"].reverse()), ContractError, "slot_hash does not match"),
+        (edited(lambda m: m["slot"].update(encoding="fp16")), ContractError, "slot_hash does not match"),
+        (edited(lambda m: m["input"].update(kind="sound")), BundleError, "kind 'sound' is not known"),
+        (edited(lambda m: m["input"].update(names=["ids"])), BundleError, "is not that of a text base"),
         (edited(lambda m: m["files"].pop("unmerged.onnx")), BundleError, "unmerged.onnx is not among"),
+        (edited(lambda m: m["files"].pop("base.bin")), BundleError, "base.bin is not among"),
+        (edited(lambda m: m["files"].pop("merged.bin")), BundleError, "merged.bin is not among"),
+        (edited(lambda m: m["files"].pop("tokenizer.json")), BundleError, "tokenizer.json is not among"),
+        (
+            edited(lambda m: m["files"].pop("adapters/default.safetensors")),
+            BundleError,
+            "default.safetensors is not among",
+        ),
         (edited(lambda m: m["files"].update({"../x": "0" * 64})), BundleError, "outside the bundle"),
         (edited(lambda m: m["files"].update({"/x": "0" * 64})), BundleError, "outside the bundle"),
         (edited(lambda m: m.update(contract="0" * 64)), ContractError, "does not match the layout"),
         (edited(lambda m: m["layout"].update(base="0" * 64)), ContractError, "does not match the layout"),
-        (flip_a_byte("adapter.safetensors"), BundleError, r"adapter\.safetensors is not what was exported"),
+        (flip_a_byte("adapters/default.safetensors"), BundleError, "is not what was exported"),
+        (flip_a_byte("adapters/default.spam.onnx_adapter"), BundleError, "is not what was exported"),
         (flip_a_byte("unmerged.onnx"), BundleError, r"unmerged\.onnx is not what was exported"),
         (flip_a_byte("merged.bin"), BundleError, r"merged\.bin is not what was exported"),
         (flip_a_byte("tokenizer.json"), BundleError, r"tokenizer\.json is not what was exported"),
-        (truncate("unmerged.bin"), BundleError, r"unmerged\.bin is not what was exported"),
-        (remove("heads/spam.safetensors"), BundleError, r"spam\.safetensors is missing"),
+        (flip_a_byte("run.py"), BundleError, r"run\.py is not what was exported"),
+        (truncate("base.bin"), BundleError, r"base\.bin is not what was exported"),
+        (remove("adapters/default.safetensors"), BundleError, r"default\.safetensors is missing"),
         (remove("merged-spam.onnx"), BundleError, r"merged-spam\.onnx is missing"),
     ],
 )
@@ -237,13 +428,17 @@ def test_a_folder_that_does_not_exist_is_not_a_bundle(tmp_path: Path) -> None:
         Bundle.open(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("kind", SPECS)
 def test_a_bundle_whose_adapter_was_replaced_by_a_foreign_one_is_not_opened(
-    bundle: Written, copied: Path
+    bundle: Written, copied: Path, kind: str
 ) -> None:
-    _, foreign = with_adapter(bundle.base.backbone, SPECS["lora"], bundle.base.fingerprint, seed=2)
-    save_adapter(copied / "adapter.safetensors", foreign)
+    file = copied / "adapters" / "default.safetensors"
+    base = "another" if kind == "kron_lora" else bundle.base.fingerprint
+    _, foreign = with_adapter(bundle.base.backbone, SPECS[kind], base, seed=2)
+    slot = SlotLayout(foreign.layout, tuple((m.path,) for m in foreign.layout.modules), "fp32")
+    save_device_adapter(file, device_adapter("default", foreign, [], slot, HIDDEN))
     content = json.loads((copied / "manifest.json").read_text())
-    content["files"]["adapter.safetensors"] = sha256(copied / "adapter.safetensors")
+    content["files"]["adapters/default.safetensors"] = sha256(file)
     (copied / "manifest.json").write_text(json.dumps(content))
     with pytest.raises(ContractError, match="the adapter has contract"):
         Bundle.open(copied)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +16,14 @@ from export.compare import main
 from fedkron.adapters import AdapterSpec, adapter_layout, adapter_state, attach
 from fedkron.base import load_base
 from fedkron.edge.bundle import write_bundle
-from fedkron.exchange import AdapterFile, HeadFile
+from fedkron.exchange import AdapterFile, HeadFile, load_adapter, save_adapter, save_head
 
 WORDS = ["[PAD]", "[UNK]", "red", "green", "blue", "cat", "dog"]
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base on disk, and a bundle with a task of labels and one of choices."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny base on disk, an adapter with heads of labels and of choices, and the bundle of them."""
     folder = tmp_path_factory.mktemp("compare")
     torch.manual_seed(0)
     config = DistilBertConfig(
@@ -54,12 +55,22 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     ]
     adapter = AdapterFile(state, layout, trained.name)
+    save_adapter(folder / "adapter.safetensors", adapter)
+    for head in heads:
+        save_head(folder / f"{head.task}.safetensors", head)
     write_bundle(folder / "bundle", load_base(trained.name), adapter, heads, report=lambda _: None)
-    return folder / "bundle"
+    return folder
 
 
-def test_a_sound_bundle_agrees_on_texts(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(bundle), "--text", "red cat", "--text", "blue dog blue", "--json"]) == 0
+@pytest.fixture(scope="module")
+def sound(folder: Path) -> list[str]:
+    """The arguments for the bundle and what it was made from."""
+    heads = [["--head", str(folder / f"{task}.safetensors")] for task in ("animal", "fits")]
+    return [str(folder / "bundle"), str(folder / "adapter.safetensors"), *heads[0], *heads[1]]
+
+
+def test_a_sound_bundle_agrees_on_texts(sound: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*sound, "--text", "red cat", "--text", "blue dog blue", "--json"]) == 0
     agreements = json.loads(capsys.readouterr().out)
     assert [(a["task"], a["form"]) for a in agreements] == [
         ("animal", "merged"),
@@ -71,26 +82,38 @@ def test_a_sound_bundle_agrees_on_texts(bundle: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_data_file_of_questions_is_read_up_to_the_limit(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sound: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = [{"question": "red _", "choices": ["cat", "dog"], "answer": 0}, {"text": "blue cat", "label": 0}]
     data = tmp_path / "test.jsonl"
     data.write_text("\n".join(map(json.dumps, rows)) + "\n\nnot JSON")
-    assert main([str(bundle), "--data", str(data), "--limit", "3", "--task", "fits"]) == 0
+    assert main([*sound, "--data", str(data), "--limit", "3", "--task", "fits"]) == 0
     assert capsys.readouterr().out.count("100.0%") == 2
-    assert main([str(bundle), "--data", str(data)]) == 1
+    assert main([*sound, "--data", str(data)]) == 1
     assert "test.jsonl, line 4 has no text" in capsys.readouterr().err
 
 
 def test_a_tolerance_that_is_not_met_and_a_bundle_that_is_none_end_with_1(
-    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sound: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(bundle), "--text", "red cat", "--tolerance", "-1"]) == 1
+    assert main([*sound, "--text", "red cat", "--tolerance", "-1"]) == 1
     capsys.readouterr()
-    assert main([str(tmp_path), "--text", "red cat"]) == 1
+    assert main([str(tmp_path), *sound[1:], "--text", "red cat"]) == 1
     assert "is not a bundle" in capsys.readouterr().err
-    assert main([str(bundle), "--text", "red cat", "--task", "weather"]) == 1
+    assert main([*sound, "--text", "red cat", "--task", "weather"]) == 1
     assert "no task 'weather'" in capsys.readouterr().err
+
+
+def test_another_adapter_than_the_bundles_does_not_agree(
+    folder: Path, sound: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter = load_adapter(folder / "adapter.safetensors")
+    other = replace(adapter, state={name: 2 * values for name, values in adapter.state.items()})
+    save_adapter(tmp_path / "other.safetensors", other)
+    heads = sound[2:]
+    assert main([sound[0], str(tmp_path / "other.safetensors"), *heads, "--text", "red cat"]) == 1
+    assert main([*sound[:2], "--text", "red cat"]) == 1
+    assert "no head found" in capsys.readouterr().err
 
 
 def test_the_program_runs_from_the_repository_root() -> None:

@@ -119,7 +119,7 @@ def test_groups_have_adapters_and_bundles_of_their_own(
         assert groups == {"animals": ("animals-0", "animals-2"), "colours": ("colours-1", "colours-3")}
         assert main(["export", str(federation.folder), "--group", "colours"]) == 0
         bundle = federation.folder / GROUPS / "colours" / "bundle"
-        assert set(Bundle.open(bundle).heads) == {"colours"}
+        assert set(Bundle.open(bundle).tasks()) == {"colours"}
         # Both nodes measured with their own heads; the bundle has that of the first one.
         measured = federation.log.rounds[-1].tasks["colours"].accuracy
         assert abs(accuracy_of(bundle, tasks / "colours") - measured) < 0.3
