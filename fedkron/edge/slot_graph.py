@@ -68,8 +68,8 @@ def insert_slot(model: ModelProto, layout: AdapterLayout, encoding: str) -> Slot
         shape = leading.with_last_axis(y, slot.layers[path].width)
         graph.add("Add", node.output[0], graph.add("Reshape", change, shape), output=y)
     graph.finish()
-    for name, (_, dtype) in slot.arrays.items():
-        axes: list[str | int] = ["rows" if slot.per_row else 1, f"{name}_size"]
+    for name, (size, dtype) in slot.arrays.items():
+        axes: list[str | int] = ["rows" if slot.per_row else 1, size]
         model.graph.input.append(helper.make_tensor_value_info(name, _ONNX_TYPES[dtype], axes))
     return slot
 

@@ -90,9 +90,7 @@ def test_what_does_not_belong_there_is_refused_and_nothing_changes(bundle: Writt
         ("two", good, [replace(spam, task=t) for t in ("a:b", "a/b")], BundleError, "share a file name"),
         ("two", foreign, [replace(spam, contract=foreign.layout.contract)], ContractError, "another base"),
         ("two", good, [replace(spam, contract="0" * 64)], ContractError, "head of task 'spam'"),
-        ("o/n:e", good, [spam], BundleError, "would share"),
     ]
-    add_to_bundle(copied, "o-n-e", good, [spam])
     before = contents(copied)
     for name, adapter, heads, error, message in refused:
         with pytest.raises(error, match=message):
@@ -101,3 +99,17 @@ def test_what_does_not_belong_there_is_refused_and_nothing_changes(bundle: Writt
     (copied / "base.bin").write_bytes(b"damaged")
     with pytest.raises(BundleError, match=r"base\.bin is not what was exported"):
         add_to_bundle(copied, "two", good, [spam])
+
+
+def test_names_that_would_make_the_same_file_name_get_files_of_their_own(
+    bundle: Written, copied: Path
+) -> None:
+    adapters = {
+        name: another_adapter(bundle.adapter, seed) for seed, name in enumerate(("o-n-e", "o/n:e"), 4)
+    }
+    for name, adapter in adapters.items():
+        add_to_bundle(copied, name, adapter, [bundle.heads["spam"]])
+    check_whole(copied)
+    opened = Bundle.open(copied, threads=1)
+    answers = [opened.logits(TEXTS, "spam", adapter=name) for name in adapters]
+    assert np.abs(answers[0] - answers[1]).max() > 1e-2

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
+import torch
 from edge_cases import (
     HIDDEN,
     SPECS,
@@ -22,13 +24,17 @@ from edge_cases import (
     another_adapter,
     assert_near,
     random_head,
+    tiny_tokenizer,
     torch_answers,
     torch_features,
     with_adapter,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModel, DebertaV2Config
 
+from fedkron.base import Base, fingerprint
+from fedkron.edge.bundle import write_bundle
 from fedkron.edge.device_adapter import device_adapter, save_device_adapter
 from fedkron.edge.manifest import sha256
 from fedkron.edge.runtime import Bundle
@@ -449,3 +455,41 @@ def test_a_bundle_works_wherever_it_is_moved(copied: Path, opened: Bundle) -> No
     for merged in True, False:
         actual = Bundle.open(moved, threads=1).logits(TEXTS, "spam", merged=merged)
         np.testing.assert_array_equal(actual, opened.logits(TEXTS, "spam", merged=merged))
+
+
+def test_a_base_whose_rows_share_positions_answers_with_an_adapter_at_a_time(tmp_path: Path) -> None:
+    # DeBERTa's position layers read one tensor for the whole batch: it cannot hold an adapter per row.
+    torch.manual_seed(7)
+    config = DebertaV2Config(
+        hidden_size=HIDDEN,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        intermediate_size=48,
+        vocab_size=60,
+        max_position_embeddings=72,
+        relative_attention=True,
+        position_buckets=16,
+        pos_att_type=["c2p", "p2c"],
+        share_att_key=True,
+        norm_rel_ebd="layer_norm",
+    )
+    backbone = AutoModel.from_config(config).eval()
+    base = Base("tiny-deberta", backbone, tiny_tokenizer(), fingerprint(backbone))
+    adapted = {
+        name: with_adapter(backbone, SPECS["kron_lora"], base.fingerprint, seed=seed)
+        for seed, name in enumerate(("default", "second"))
+    }
+    head = random_head("spam", ("ham", "spam"), adapted["default"][1].layout.contract)
+    folder = write_bundle(
+        tmp_path / "deberta", base, adapted["default"][1], [head], max_length=12, report=lambda _: None
+    )
+    opened = Bundle.open(folder, threads=1)
+    opened.add("second", adapted["second"][1])
+    names = ["default", "second", "second", "default"]
+    texts = ["who wrote the play", "red cat", "blue dog one two", "the pipe"]
+    actual = opened.logits(texts, "spam", adapter=names)
+    for text, name, row in zip(texts, names, actual, strict=True):
+        expected = torch_answers(adapted[name][0], head, base, [text], max_length=12)[0]
+        assert np.abs(row - expected).max() <= 1e-4 * np.abs(expected).max()
+    slot = onnxruntime.InferenceSession(str(folder / "unmerged.onnx")).get_inputs()[2]
+    assert (slot.name, slot.shape[0]) == ("slot", 1)  # so that no other host tries
