@@ -118,7 +118,7 @@ def _ask(folder: Path) -> list[dict[str, Any]]:
     return [
         {"task": task, "text": text, **asdict(bundle.predict([text], task)[0])}
         for task, text in QUESTIONS.items()
-        if task in bundle.heads
+        if task in bundle.tasks()
     ]
 
 

@@ -6,12 +6,13 @@ become 24-bit probabilities, and codes 32-bit words, is specified in docs/format
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-from constriction import stream
 
 from fedkron.compression.body import REMEDY
-from fedkron.errors import PayloadError
+from fedkron.errors import ConfigError, PayloadError
 
 Symbols = npt.NDArray[np.int32]
 """Codes -L..L, moved up by L."""
@@ -34,7 +35,7 @@ def quantized_weights(counts: npt.NDArray[np.int64]) -> Weights:
 
 def ans_encode(symbols: Symbols, weights: Weights) -> bytes:
     """Little-endian 32-bit words of an ANS coder."""
-    coder = stream.stack.AnsCoder()
+    coder = _stream().stack.AnsCoder()
     coder.encode_reverse(symbols, _model(weights))
     words: npt.NDArray[np.uint32] = coder.get_compressed()
     return words.astype("<u4", copy=False).tobytes()
@@ -47,7 +48,7 @@ def ans_decode(words: npt.NDArray[np.uint32], weights: Weights, count: int) -> S
     """
     if words.size and words[-1] == 0:
         raise PayloadError(f"payload's last word is zero; {REMEDY}")
-    coder = stream.stack.AnsCoder(words.astype(np.uint32))
+    coder = _stream().stack.AnsCoder(words.astype(np.uint32))
     symbols: Symbols = coder.decode(_model(weights), count)
     # The coder is a bijection: it is empty again if, and only if, the words are those of these symbols.
     if not coder.is_empty():
@@ -55,6 +56,18 @@ def ans_decode(words: npt.NDArray[np.uint32], weights: Weights, count: int) -> S
     return symbols
 
 
-def _model(weights: Weights) -> stream.model.Categorical:
+def _model(weights: Weights) -> Any:  # noqa: ANN401
     both_signs = np.concatenate((weights[:0:-1], weights)).astype(np.float64)
-    return stream.model.Categorical(both_signs, perfect=False)
+    return _stream().model.Categorical(both_signs, perfect=False)
+
+
+def _stream() -> Any:  # noqa: ANN401
+    """constriction's coders, imported late: a device that only runs bundles needs none."""
+    try:
+        from constriction import stream
+    except ImportError as error:
+        raise ConfigError(
+            "codec 'ecsq' needs constriction, for which there is no wheel on Linux with ARM64: build it from "
+            "its source, or choose another codec for all nodes, such as int4"
+        ) from error
+    return stream
