@@ -45,7 +45,7 @@ def insert_slot(model: ModelProto, layout: AdapterLayout, encoding: str) -> Slot
     graph = GraphBuilder(model.graph)
     matrices = read_slot(graph, slot)
     leading = _LeadingAxes(graph, model)
-    rows = graph.add("Shape", SLOT, start=0, end=1)
+    rows = graph.once("Shape", SLOT, start=0, end=1)
     group_of = {path: group for group in slot.groups for path in group}
     mixed: dict[tuple[str, int], str] = {}
     calls: Counter[str] = Counter()

