@@ -21,6 +21,7 @@ from fedkron.edge.language_runtime import LanguageModel
 from fedkron.edge.manifest import GENERATION
 from fedkron.edge.runtime import Bundle
 from fedkron.edge.texts import BATCH
+from fedkron.errors import TaskError
 from fedkron.exchange import AdapterFile, HeadFile
 
 Logits = npt.NDArray[np.float32]
@@ -78,20 +79,25 @@ def check_language_model(
 ) -> list[Agreement]:
     """Compare a language model's bundle with the torch model that has this adapter attached (not merged).
 
-    What is compared are the logits of the token after each prompt. Two entries: `merged`, where the bundle
-    has it, and `unmerged`. Raises what `LanguageModel.open` and `LanguageModel.next_logits` raise.
+    What is compared are the logits of the token after each prompt that fits into the bundle's length. Two
+    entries: `merged`, where the bundle has it, and `unmerged`. Raises what `LanguageModel.open` raises, and
+    `TaskError` when no prompt fits.
     """
     model = LanguageModel.open(folder)
     adapted = _attached(base.backbone, adapter)
-    tokens = [base.tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in prompts]
-    expected = torch.cat([adapted(input_ids=ids).logits[:, -1] for ids in tokens]).float().numpy()
+    all_tokens = {prompt: base.tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in prompts}
+    longest = getattr(model.manifest.input, "max_length", 0)
+    tokens = {prompt: ids for prompt, ids in all_tokens.items() if 0 < ids.shape[1] < longest}
+    if not tokens:
+        raise TaskError(f"no prompt fits into the bundle's {longest} tokens: give a shorter one")
+    expected = torch.cat([adapted(input_ids=ids).logits[:, -1] for ids in tokens.values()]).float().numpy()
     return [
         _agreement(
             GENERATION,
             form,
             expected,
-            np.stack([model.next_logits(prompt, merged=form == "merged") for prompt in prompts]),
-            [1] * len(prompts),
+            np.stack([model.next_logits(prompt, merged=form == "merged") for prompt in tokens]),
+            [1] * len(tokens),
         )
         for form in [*(["merged"] if model.manifest.merged else []), "unmerged"]
     ]
