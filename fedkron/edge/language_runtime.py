@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -96,14 +96,7 @@ class LanguageModel:
                 f"there are {len(names)} adapters for {len(prompts)} prompts: give one, or one each"
             )
         generator, feeds = self._chosen(names, merged)
-        return generator.generate(
-            prompts,
-            adapter=feeds,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        )
+        return generator.generate(prompts, adapter=feeds, **asdict(sampling))
 
     def stream(
         self,
@@ -115,14 +108,7 @@ class LanguageModel:
     ) -> Iterator[str]:
         """Continue a prompt piece by piece. Raises like `generate`."""
         generator, feeds = self._chosen([adapter], merged)
-        return generator.stream(
-            prompt,
-            adapter=feeds,
-            max_new_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=sampling.seed,
-        )
+        return generator.stream(prompt, adapter=feeds, **asdict(sampling))
 
     def next_logits(
         self, prompt: str, *, adapter: str | None = DEFAULT, merged: bool = False
