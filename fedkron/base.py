@@ -45,16 +45,7 @@ def load_base(name: str) -> Base:
     `name` is a Hub id, a folder, or `demo:all-minilm-l6-v2`. Raises `ConfigError` when there is no such
     model, or it cannot be reached or read, and `TaskError` when the demo cannot be prepared.
     """
-    source = resolve_base(name)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        backbone = AutoModel.from_pretrained(source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _no_such_base(name, error) from error
-    if tokenizer.pad_token is None:
-        # Decoders often have none. What is padded is masked, so any token will do.
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    backbone, tokenizer = _load_text_model(name, AutoModel)
     backbone = _without_pooler(backbone).eval()
     return Base(name, backbone, tokenizer, fingerprint(backbone))
 
@@ -84,23 +75,14 @@ def load_image_base(name: str) -> Base:
     return Base(name, backbone, None, fingerprint(backbone), processor)
 
 
-def load_language_model(name: str, **options: Any) -> Base:  # noqa: ANN401
+def load_language_model(name: str) -> Base:
     """Load a causal language model with its head, tokenizer and fingerprint (float32, CPU, eval mode).
 
     Its layers have other paths than in `load_base` (`model.layers.0…`, `lm_head`), and its fingerprint is
-    that of the whole model: adapters are for one of the two. `options` go to `from_pretrained` of model
-    and tokenizer (`gguf_file`). Raises like `load_base`.
+    that of the whole model: adapters are for one of the two. Raises like `load_base`.
     """
-    source = resolve_base(name)
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise _no_such_base(name, error) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
-    return Base(name, model.eval(), tokenizer, fingerprint(model))  # type: ignore[no-untyped-call]
+    model, tokenizer = _load_text_model(name, AutoModelForCausalLM)
+    return Base(name, model.eval(), tokenizer, fingerprint(model))
 
 
 def load_any_base(name: str) -> Base:
@@ -175,6 +157,21 @@ class TaskModel(nn.Module):
         """Logits (batch, outputs) for token ids and mask, both (batch, sequence)."""
         logits: Tensor = self.head(text_features(self.backbone, input_ids, attention_mask))
         return logits
+
+
+def _load_text_model(name: str, model_class: Any) -> tuple[nn.Module, Any]:  # noqa: ANN401
+    """Model of one of transformers' auto classes, and a tokenizer that can pad."""
+    source = resolve_base(name)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        model = model_class.from_pretrained(source, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise _no_such_base(name, error) from error
+    if tokenizer.pad_token is None:
+        # Decoders often have none. What is padded is masked, so any token will do.
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return model, tokenizer
 
 
 def _without_pooler(backbone: nn.Module) -> nn.Module:

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from fedkron.base import image_features, text_features
 from fedkron.edge.exporter import export_module
-from fedkron.edge.graph import FEATURES, INPUTS
+from fedkron.edge.graph import FEATURES
+from fedkron.edge.texts import TextInput
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -41,13 +42,13 @@ def export_features(backbone: nn.Module) -> ModelProto:
     `fold_adapter` and `insert_slot` look for.
     """
     # Two tensors: the exporter would take one object for one input.
-    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in INPUTS)
+    example = tuple(torch.ones(2, 8, dtype=torch.int64) for _ in TextInput.names)
     return export_module(
         _TextFeatures(backbone),
         example,
-        inputs=INPUTS,
+        inputs=TextInput.names,
         outputs=[FEATURES],
-        dynamic_shapes={name: {0: "batch", 1: "sequence"} for name in INPUTS},
+        dynamic_shapes={name: {0: "batch", 1: "sequence"} for name in TextInput.names},
         backbone=backbone,
         prefix="backbone",
     )

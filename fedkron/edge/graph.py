@@ -31,7 +31,6 @@ __all__ = [  # noqa: RUF022 - by what they are
     # Names
     "EXTERNAL_SIZE",
     "FEATURES",
-    "INPUTS",
     "LAYER",
     "LOGITS",
     # Functions
@@ -49,8 +48,6 @@ __all__ = [  # noqa: RUF022 - by what they are
     "weight_name",
 ]
 
-INPUTS = ("input_ids", "attention_mask")
-"""Inputs of a text base."""
 FEATURES, LOGITS = "features", "logits"
 
 LAYER = "fedkron.layer"

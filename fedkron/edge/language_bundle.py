@@ -11,7 +11,6 @@ from fedkron.edge.bundle import check_adapter
 from fedkron.edge.bundle_adapters import hashes, write_adapter, write_manifest
 from fedkron.edge.bundle_folder import (
     check_base_form,
-    check_max_length,
     check_new,
     in_form,
     tokenizer_json,
@@ -57,7 +56,6 @@ def write_language_bundle(
     check_base_form(base_form)
     check_adapter(base, adapter)
     tokenizer = tokenizer_json(base)
-    check_max_length(base, max_length)
     model = cast("PreTrainedModel", base.backbone)
     settings = language_model_input(model, base.tokenizer, max_length)
 
