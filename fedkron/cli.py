@@ -47,6 +47,8 @@ EXTRAS = {
     "transformers": "train",
     "flwr": "flower",
     "psutil": "flower",
+    "cryptography": "flower",
+    "dp_accounting": "privacy",
     "datasets": "data",
     "flwr_datasets": "data",
     "onnx": "export",

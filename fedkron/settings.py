@@ -27,6 +27,17 @@ TRUNCATION_SIDES = ("right", "left")
 DEVICES = ("auto", "cpu", "cuda")
 EQUAL_SIZES, OWN_SIZES = SIZES = ("equal", "own")
 ONE_GROUP, TASK_GROUPS, CLUSTERS = GROUPS = ("one", "task", "cluster")
+MEAN, *_ = ROBUST_RULES = (
+    "mean",
+    "clip",
+    "median",
+    "trimmed-mean",
+    "geometric-median",
+    "krum",
+    "multi-krum",
+)
+NO_PRIVACY, CENTRAL_PRIVACY, LOCAL_PRIVACY = PRIVACIES = ("none", "central", "local")
+FIXED_CLIPPING, ADAPTIVE_CLIPPING = CLIPPINGS = ("fixed", "adaptive")
 STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
 SERVER_OPTIMIZERS = STRATEGIES[2:]
 
@@ -117,6 +128,45 @@ class GroupSettings:
 
 
 @dataclass(frozen=True)
+class AdmissionSettings:
+    """`admission.*`: an upload may have `norm_limit` times the usual norm of uploads (0: any)."""
+
+    norm_limit: float = 10.0
+
+
+@dataclass(frozen=True)
+class RobustSettings:
+    """`robust.*`: what takes the place of the mean where some nodes may lie, and which share of them may."""
+
+    rule: str = MEAN
+    attackers: float = 0.2
+
+
+@dataclass(frozen=True)
+class PrivacySettings:
+    """`privacy.*`: differential privacy of clients; the noise is `noise_multiplier` times the norm that
+    each update is clipped to.
+    """
+
+    kind: str = NO_PRIVACY
+    clipping: str = FIXED_CLIPPING
+    clipping_norm: float = 1.0
+    noise_multiplier: float = 1.0
+    delta: float = 1e-5
+
+
+@dataclass(frozen=True)
+class SecureSettings:
+    """`secure.*`: whether the server sees sums of uploads only; codes have `levels` values each, and
+    `threshold` of the nodes of a round must stay to its end.
+    """
+
+    aggregation: bool = False
+    levels: int = 15
+    threshold: float = 0.6
+
+
+@dataclass(frozen=True)
 class Settings:
     """All settings of a run. Build it with `Settings.from_run_config`."""
 
@@ -140,6 +190,10 @@ class Settings:
     partition: PartitionSettings = field(default_factory=PartitionSettings)
     server: ServerSettings = field(default_factory=ServerSettings)
     groups: GroupSettings = field(default_factory=GroupSettings)
+    admission: AdmissionSettings = field(default_factory=AdmissionSettings)
+    robust: RobustSettings = field(default_factory=RobustSettings)
+    privacy: PrivacySettings = field(default_factory=PrivacySettings)
+    secure: SecureSettings = field(default_factory=SecureSettings)
 
     @staticmethod
     def from_run_config(config: Mapping[str, object]) -> Settings:
@@ -221,6 +275,9 @@ def _check_values(settings: Settings) -> None:
         ("adapter.sizes", settings.adapter.sizes, SIZES),
         ("groups.by", settings.groups.by, GROUPS),
         ("server.strategy", settings.server.strategy, STRATEGIES),
+        ("robust.rule", settings.robust.rule, ROBUST_RULES),
+        ("privacy.kind", settings.privacy.kind, PRIVACIES),
+        ("privacy.clipping", settings.privacy.clipping, CLIPPINGS),
         ("partition.kind", partition.kind, PARTITIONS),
         ("train.truncation-side", train.truncation_side, TRUNCATION_SIDES),
     ):
@@ -243,6 +300,12 @@ def _check_values(settings: Settings) -> None:
         ("groups.clusters", settings.groups.clusters, 2, None),
         ("groups.warm-up", settings.groups.warm_up, 1, None),
         ("server.learning-rate", settings.server.learning_rate, 0, None),
+        ("admission.norm-limit", settings.admission.norm_limit, 0, None),
+        ("robust.attackers", settings.robust.attackers, 0, 0.49),
+        ("privacy.noise-multiplier", settings.privacy.noise_multiplier, 0, None),
+        ("privacy.delta", settings.privacy.delta, 0, 0.1),
+        ("secure.levels", settings.secure.levels, 3, 255),
+        ("secure.threshold", settings.secure.threshold, 0, 1),
         ("server.proximal-mu", settings.server.proximal_mu, 0, None),
         ("train.epochs", train.epochs, 1, None),
         ("train.batch-size", train.batch_size, 1, None),
@@ -257,6 +320,8 @@ def _check_values(settings: Settings) -> None:
     for key, number in (
         ("fraction-train", settings.fraction_train),
         ("adapter.alpha", settings.adapter.alpha),
+        ("privacy.clipping-norm", settings.privacy.clipping_norm),
+        ("privacy.delta", settings.privacy.delta),
         ("round-timeout", settings.round_timeout),
         ("train.learning-rate", train.learning_rate),
         ("train.head-learning-rate", train.head_learning_rate),
