@@ -5,12 +5,14 @@
     adapter.safetensors   the global adapter after the last finished round
     terms.safetensors     what belongs to the base by now, where the aggregation has made such terms
     groups/<name>/adapter.safetensors   the adapter of each task, cluster or size, where not all share one
+    checkpoint.safetensors   all that is needed to go on after the last finished round
     rounds.jsonl          accuracy per task, failures and projection error, a line per round
     ledger.jsonl          bytes, a line per message
     outcome.json          how it ended; its absence means that it did not end
     report.json           all figures of the finished run, from `fedkron run`
     flower.log            what Flower logged, from `fedkron run`
     nodes/<task>-<partition>/head.safetensors   written by the clients, on their own machines
+    nodes/<task>-<partition>/state/<run id>/round-<n>.safetensors   the same: head, residuals, shared state
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ SETTINGS = "settings.json"
 ADAPTER = "adapter.safetensors"
 TERMS = "terms.safetensors"
 GROUPS = "groups"
+CHECKPOINT = "checkpoint.safetensors"
 ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
 OUTCOME = "outcome.json"
