@@ -14,6 +14,7 @@
     │   └── UnknownStateError       a change of a state that the receiver does not have
     ├── TaskError       a task's data is missing or malformed
     ├── BundleError     an exported bundle is incomplete, damaged or foreign
+    ├── AuditError      an audit log that was altered, or does not fit its run
     └── RunError        a federated run could not start, or failed
 
 All are `ValueError`s: the caller handed us something that cannot be used. The message says what was
@@ -75,6 +76,10 @@ class TaskError(FedKronError):
 
 class BundleError(FedKronError):
     """An exported bundle is incomplete, damaged or foreign."""
+
+
+class AuditError(FedKronError):
+    """An audit log that was altered, or does not fit its run; or an entry that may not be in one."""
 
 
 class RunError(FedKronError):

@@ -7,6 +7,8 @@
     groups/<name>/adapter.safetensors   the adapter of each task, cluster or size, where not all share one
     rounds.jsonl          accuracy per task, failures and projection error, a line per round
     ledger.jsonl          bytes, a line per message
+    audit.jsonl           who sent what and what came of it, a signed line per event that names the one before
+    audit-head.json       how many lines audit.jsonl has, and the hash of the last, signed
     outcome.json          how it ended; its absence means that it did not end
     report.json           all figures of the finished run, from `fedkron run`
     flower.log            what Flower logged, from `fedkron run`
@@ -18,8 +20,10 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from fedkron.settings import Settings
+if TYPE_CHECKING:
+    from fedkron.settings import Settings
 
 START_DIRECTORY = "FEDKRON_START_DIRECTORY"
 """Environment variable with the folder that relative output folders refer to; default: the current one."""
@@ -30,6 +34,7 @@ TERMS = "terms.safetensors"
 GROUPS = "groups"
 ROUNDS = "rounds.jsonl"
 LEDGER = "ledger.jsonl"
+AUDIT = "audit.jsonl"
 OUTCOME = "outcome.json"
 REPORT = "report.json"
 FLOWER_LOG = "flower.log"
