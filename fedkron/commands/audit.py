@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -96,7 +96,8 @@ def event_table(entries: Sequence[Entry]) -> Table:
     """Events, a row each, for people; hashes are cut to their first 12 digits."""
     table = Table(box=box.SIMPLE)
     for heading in ("#", "time", "round", "event", "who", "what"):
-        table.add_column(heading, justify="right" if heading in ("#", "round") else "left")
+        justify: Literal["left", "right"] = "right" if heading in ("#", "round") else "left"
+        table.add_column(heading, justify=justify, no_wrap=heading in ("time", "event"))
     for entry in entries:
         who, what = _DESCRIPTIONS.get(entry.event, _any)(entry.fields)
         number = str(entry.fields.get("round", ""))

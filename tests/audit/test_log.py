@@ -35,7 +35,7 @@ from fedkron.rundir import ADAPTER, AUDIT, OUTCOME, ROUNDS
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=8,
 )
 
@@ -142,7 +142,7 @@ AuditLog.open(Path({str(tmp_path / AUDIT)!r}), Ed25519PrivateKey.from_private_by
     again.close()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(cut=st.integers(0, 10_000))
 def test_a_line_torn_by_a_crash_is_kept_and_the_log_goes_on(
     cut: int, tmp_path_factory: pytest.TempPathFactory, key: SigningKey
