@@ -338,7 +338,7 @@ def _check_values(settings: Settings) -> None:
         raise ConfigError("run-config key 'head-labels' is set but head is 'local': set head = 'shared'")
     if len(set(settings.shared_labels)) != len(settings.shared_labels):
         raise ConfigError(f"run-config key 'head-labels' is {settings.head_labels!r}: a label appears twice")
-    if "/" in settings.run_name or settings.run_name.startswith("."):
+    if set("/\\:\0") & set(settings.run_name) or settings.run_name.startswith("."):
         raise ConfigError(
             f"run-config key 'run-name' is {settings.run_name!r}: it must be a plain folder name"
         )
