@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import Ledger
 from fedkron.rundir import LEDGER, run_directory
 from fedkron.settings import EQUAL_SIZES, ONE_GROUP, Settings
+from server.audit_trail import AuditTrail
 from server.checkpoint import Checkpoint, load_checkpoint, restored, save_checkpoint
 from server.record import Held, RunRecord
 from server.strategy import strategy_of
@@ -34,24 +35,44 @@ def main(grid: Grid, context: Context) -> None:
     folder = run_directory(settings, context.run_id)
     checkpoint = load_checkpoint(folder) if settings.resume else None
     done = 0 if checkpoint is None else checkpoint.round
-    open_record = partial(RunRecord.resume, done=done) if settings.resume else RunRecord.start
-    record = open_record(folder, settings)
+    if settings.resume:
+        record, trail = RunRecord.resume(folder, settings, done), AuditTrail.resume(folder, done)
+    else:
+        record, trail = RunRecord.start(folder, settings), AuditTrail.begin(folder)
+    outcome = {"status": "completed"}
     try:
-        _federate(grid, settings, folder, record, checkpoint, str(context.run_id))
+        _federate(grid, settings, Place(folder, record, trail), checkpoint, str(context.run_id))
     except BaseException as error:
-        record.fail(error)
+        outcome = {"status": "failed", "error": f"{type(error).__name__}: {error}"}
         raise
-    record.complete()
+    finally:
+        _end(record, trail, outcome)
 
 
-def _federate(  # noqa: PLR0917
-    grid: Grid, settings: Settings, folder: Path, record: RunRecord, checkpoint: Checkpoint | None, run: str
-) -> None:
+@dataclass(frozen=True)
+class Place:
+    """Where a run is written down."""
+
+    folder: Path
+    record: RunRecord
+    trail: AuditTrail
+
+
+def _end(record: RunRecord, trail: AuditTrail, outcome: dict[str, str]) -> None:
+    try:
+        trail.ended(outcome)
+    finally:
+        # Whoever waits for the run must learn how it ended, even where the log cannot be written.
+        record.end(outcome)
+        trail.close()
+
+
+def _federate(grid: Grid, settings: Settings, place: Place, checkpoint: Checkpoint | None, run: str) -> None:
     """All rounds, or those that are left."""
     layout, initial = _initial_adapter(settings)
     if checkpoint is not None and checkpoint.contract != layout.contract:
         raise ContractError(
-            f"the run in {folder} has an adapter of contract {checkpoint.contract[:12]}…, base "
+            f"the run in {place.folder} has an adapter of contract {checkpoint.contract[:12]}…, base "
             f"{settings.base!r} needs {layout.contract[:12]}…: it is not the base that the run began with"
         )
     there = _wait_for_nodes(grid, 1 if checkpoint is None else checkpoint.nodes)
@@ -61,18 +82,28 @@ def _federate(  # noqa: PLR0917
         layout=layout,
         upload=settings.codec.upload,
         broadcast=settings.codec.broadcast,
-        ledger=Ledger(folder / LEDGER),
+        ledger=Ledger(place.folder / LEDGER),
+        on_upload=place.trail.arrived,
     )
     began = run if checkpoint is None else checkpoint.run
 
     def on_round(report: RoundReport, adapters: GlobalAdapter) -> None:
         # What the nodes have evaluated, or will get with the next broadcast.
         agreed = {name: _agreed(sent, compressed) for name, sent in adapters.held().items()}
-        record.finish_round(report, agreed, _terms(adapters.held()[FOR_ALL], compressed))
+        terms = _terms(adapters.held()[FOR_ALL], compressed)
+        place.trail.aggregated(report.round, place.record.save_adapters(report, agreed, terms))
+        place.record.finish_round(report)
         state = strategy.snapshot(), compressed.snapshot()
-        save_checkpoint(folder, Checkpoint(began, layout.contract, nodes, *state))
+        save_checkpoint(place.folder, Checkpoint(began, layout.contract, nodes, *state))
 
-    strategy = strategy_of(settings, layout, nodes, on_round, compressed.uploads)
+    strategy = strategy_of(
+        settings,
+        layout,
+        nodes,
+        uploads=compressed.uploads,
+        on_verdict=place.trail.judged,
+        on_round=on_round,
+    )
     # Where it matters which node is which, they are to come in the same order in every run.
     all_the_same = (
         min(settings.fraction_train, settings.fraction_evaluate) == 1

@@ -81,13 +81,22 @@ class RunRecord:
         write_atomically(folder / ROUNDS, b"".join(kept))
         return RunRecord(folder, settings, seconds)
 
-    def finish_round(self, report: RoundReport, adapters: Mapping[str, Held], terms: Sequence[State]) -> None:
-        """Save the adapters by name and the terms, then add the round's line: whoever sees it finds them."""
+    def save_adapters(
+        self, report: RoundReport, adapters: Mapping[str, Held], terms: Sequence[State]
+    ) -> dict[str, Path]:
+        """Save the adapters of a round by name, and the terms; returns where the adapters are."""
+        paths = {
+            name: (self._folder if name == FOR_ALL else group_directory(self._folder, name)) / ADAPTER
+            for name in adapters
+        }
         for name, held in adapters.items():
-            folder = self._folder if name == FOR_ALL else group_directory(self._folder, name)
-            save_adapter(folder / ADAPTER, on_folded_base(self._file(report, name, held), terms))
+            save_adapter(paths[name], on_folded_base(self._file(report, name, held), terms))
         if terms:
             save_terms(self._folder / TERMS, terms)
+        return paths
+
+    def finish_round(self, report: RoundReport) -> None:
+        """Add the round's line: whoever sees it finds its adapters."""
         line = {**asdict(report), "seconds": round(time.monotonic() - self._started, 3)}
         with (self._folder / ROUNDS).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
@@ -99,15 +108,8 @@ class RunRecord:
         step = f"run {self._folder.name}: {report.round} rounds on {', '.join(sorted(report.trained))}{whose}"
         return AdapterFile(held.state, held.layout, settings.base, info, asdict(settings.adapter), (step,))
 
-    def complete(self) -> None:
-        """The run reached its last round."""
-        self._end({"status": "completed"})
-
-    def fail(self, error: BaseException) -> None:
-        """The run ended early, and why."""
-        self._end({"status": "failed", "error": f"{type(error).__name__}: {error}"})
-
-    def _end(self, outcome: dict[str, str]) -> None:
+    def end(self, outcome: Mapping[str, str]) -> None:
+        """The run is over."""
         write_atomically(self._folder / OUTCOME, _json(outcome))
 
 

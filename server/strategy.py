@@ -14,6 +14,7 @@ from fedkron.flower.global_adapter import GlobalAdapter, MakeAdapter
 from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.per_size import PerSize
 from fedkron.flower.per_task import PerTask
+from fedkron.flower.strategy import Verdict
 from fedkron.flower.uploads import Upload
 from fedkron.layout import AdapterLayout
 from fedkron.settings import CLUSTERS, OWN_SIZES, TASK_GROUPS, GroupSettings, ServerSettings, Settings
@@ -29,8 +30,10 @@ def strategy_of(
     settings: Settings,
     layout: AdapterLayout,
     nodes: int,
-    on_round: Callable[[RoundReport, GlobalAdapter], None],
+    *,
     uploads: Callable[[Message], Mapping[str, Upload]],
+    on_verdict: Callable[[Verdict], None],
+    on_round: Callable[[RoundReport, GlobalAdapter], None],
 ) -> FedKron:
     """The strategy of a run with so many nodes. Raises what `FedKron` raises."""
     # A run goes on without nodes that are gone, as long as it would go on if they failed.
@@ -48,11 +51,12 @@ def strategy_of(
         adapters=_adapters(settings.adapter.sizes, settings.groups),
         optimizer=_OPTIMIZERS[settings.server.strategy](settings.server, choice),
         max_failure_fraction=settings.max_failure_fraction,
+        on_verdict=on_verdict,
         on_round=on_round,
         uploads=uploads,
         norm_limit=settings.admission.norm_limit,
         seed=settings.seed,
-        **choice,  # type: ignore[arg-type]
+        **choice,
     )
 
 

@@ -1,9 +1,18 @@
 """What the tests of clients, server and reports share: a tiny base on disk, written once."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from federation_cases import save_tiny_bert, write_choices, write_texts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_audit_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs of the tests sign with a key of their own, not with that of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDKRON_AUDIT_KEY", str(tmp_path_factory.mktemp("keys") / "audit-key.pem"))
+        yield
 
 
 @pytest.fixture(scope="session")

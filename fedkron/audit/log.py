@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -72,13 +73,20 @@ class AuditLog:
         and writes nothing then, for fields that are not plain JSON, an event that lacks a field or has no
         proper name, a first event other than `opened` or with another key, and after a write that failed.
         """
+        self.append_all([(event, fields)])
+
+    def append_all(self, events: Sequence[tuple[str, dict[str, Json]]]) -> None:
+        """Add entries by event and fields as `append` does: all or none, at the price of one on the disk."""
         with self._appending:
-            if self._head == EMPTY:
-                fields = {"nonce": secrets.token_hex(16), **fields}
-                self._check_first(event, fields)
-            check_fields(event, fields)
-            self._write(event, fields)
-            if event == OPENED:
+            events = list(events)
+            if self._head == EMPTY and events:
+                event, fields = events[0]
+                events[0] = event, {"nonce": secrets.token_hex(16), **fields}
+                self._check_first(*events[0])
+            for event, fields in events:
+                check_fields(event, fields)
+            self._write(events)
+            if any(event == OPENED for event, _ in events):
                 self._note_torn(set())
 
     def close(self) -> None:
@@ -89,17 +97,20 @@ class AuditLog:
         if event != OPENED or fields.get("public_key") != public_key_of(self._key):
             raise AuditError(f"the first event is {OPENED!r}, with this log's public_key; this is {event!r}")
 
-    def _write(self, event: str, fields: dict[str, Json]) -> None:
+    def _write(self, events: Sequence[tuple[str, dict[str, Json]]]) -> None:
         if self._failed:
             raise AuditError(f"{self._path} could not be written before: open it again")
-        line = new_line(self._head, event, fields, self._key)
+        head, lines = self._head, []
+        for event, fields in events:
+            lines.append(line := new_line(head, event, fields, self._key))
+            head = Head(head.entries + 1, hashlib.sha256(line).hexdigest())
         # What a write that fails has left is for `open` to find.
         self._failed = True
         with self._path.open("ab") as file:
-            file.write(line + b"\n")
+            file.write(b"".join(line + b"\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
-        self._head = Head(self._head.entries + 1, hashlib.sha256(line).hexdigest())
+        self._head = head
         self._write_head()
         self._failed = False
 
@@ -111,7 +122,8 @@ class AuditLog:
             if torn.name not in noted:
                 content = torn.read_bytes()
                 digest = hashlib.sha256(content).hexdigest()
-                self._write(REPAIRED, {"file": torn.name, "sha256": digest, "bytes": len(content)})
+                fields: dict[str, Json] = {"file": torn.name, "sha256": digest, "bytes": len(content)}
+                self._write([(REPAIRED, fields)])
 
 
 def torn_files(path: Path) -> list[Path]:

@@ -43,7 +43,7 @@ def verify(folder: Path, public_key: PublicKey | None = None, head: Head | None 
     if head is not None:
         _check_contains(entries, head)
     history = History.of(entries, AUDIT)
-    _check_settings(folder, entries[0])
+    _check_settings(folder, entries)
     _check_torn(path, entries)
     _check_outcome(folder, entries[-1])
     _check_rounds(folder, history.finished, entries[-1])
@@ -93,9 +93,13 @@ def _check_contains(entries: Sequence[Entry], head: Head) -> None:
         )
 
 
-def _check_settings(folder: Path, opened: Entry) -> None:
-    if _sha256(folder / SETTINGS) != opened.fields["settings_sha256"]:
-        raise AuditError(f"{SETTINGS} is missing or not what the run was started with ({AUDIT} line 1)")
+def _check_settings(folder: Path, entries: Sequence[Entry]) -> None:
+    # A run that is resumed may have been given more rounds.
+    last = [entry for entry in entries if "settings_sha256" in entry.fields][-1]
+    if _sha256(folder / SETTINGS) != last.fields["settings_sha256"]:
+        raise AuditError(
+            f"{SETTINGS} is missing or not what the run was started with ({AUDIT} line {last.number})"
+        )
 
 
 def _check_torn(path: Path, entries: Sequence[Entry]) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import load, save
 
+from fedkron.atomic import write_atomically
 from fedkron.errors import SnapshotError
-from fedkron.exchange.files import METADATA_KEY, write_atomically
+from fedkron.exchange.files import METADATA_KEY
 
 FORMAT, SNAPSHOT_VERSION = "fedkron-snapshot", 1
 

@@ -10,6 +10,7 @@ from federation_cases import ObservedGrid, federate, run_config_for, save_tiny_b
 from flwr.app import Message
 
 import clients.app
+from fedkron.audit import verify
 from fedkron.errors import ConfigError, ContractError
 from fedkron.ledger import read_ledger
 from fedkron.rundir import ADAPTER, CHECKPOINT, GROUPS, LEDGER, OUTCOME, ROUNDS, SETTINGS, TERMS
@@ -135,6 +136,9 @@ def test_resumed_run_ends_with_the_same_bytes(way: str, two: tuple[Case, Case]) 
     folder = broken.resumed()
     assert read_run(folder).outcome == "completed"
     assert results_of(folder) == expected
+    verified = verify(folder)
+    assert verified.rounds == 3
+    assert [entry.event for entry in verified.entries].count("aggregated") == 3
 
 
 def test_nodes_of_other_sizes_go_on_with_theirs(two: tuple[Case, Case]) -> None:
