@@ -5,14 +5,28 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from uuid import uuid4
 
 import psutil
 
+from fedkron.audit import verify
 from fedkron.base import load_base
 from fedkron.exchange import load_adapter, load_head
-from fedkron.rundir import ADAPTER, FLOWER_LOG, HEAD, LEDGER, NODES, OUTCOME, REPORT, ROUNDS, SETTINGS
+from fedkron.rundir import (
+    ADAPTER,
+    AUDIT,
+    CHECKPOINT,
+    FLOWER_LOG,
+    HEAD,
+    LEDGER,
+    NODES,
+    OUTCOME,
+    REPORT,
+    ROUNDS,
+    SETTINGS,
+)
 from fedkron.runlog import read_run
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -20,12 +34,14 @@ MARK = "FEDKRON_TEST_RUN"
 """Environment variable that every process of a run inherits, so that what is left of it can be found."""
 
 
-def fedkron_run(output: Path, *pairs: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+def fedkron_run(
+    output: Path, *pairs: str, options: Sequence[object] = ()
+) -> tuple[subprocess.CompletedProcess[str], list[str]]:
     """Run the command on this repository from a folder that is not it; also what is left running."""
     mark = str(uuid4())
-    config = " ".join([*pairs, "num-server-rounds=1", f'output-dir="{output}"', 'run-name="real"'])
+    given = ("-c", " ".join([*pairs, "num-server-rounds=1", f'output-dir="{output}"', 'run-name="real"']))
     done = subprocess.run(
-        [sys.executable, "-m", "fedkron.cli", "run", str(ROOT), "--json", "-c", config],
+        [sys.executable, "-m", "fedkron.cli", "run", str(ROOT), "--json", *map(str, options or given)],
         env={**os.environ, MARK: mark, "PYTHONPATH": str(ROOT)},
         cwd=output,
         capture_output=True,
@@ -66,7 +82,11 @@ def test_real_run_completes_and_leaves_its_folder_and_nothing_else(tmp_path: Pat
     folder = tmp_path / "real"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     heads = {f"{NODES}/trec-0/{HEAD}", f"{NODES}/spam-1/{HEAD}"}
-    assert files == {SETTINGS, ADAPTER, ROUNDS, LEDGER, OUTCOME, REPORT, FLOWER_LOG, *heads}
+    (run_id,) = (path.name for path in (folder / NODES / "trec-0" / "state").iterdir())
+    states = {f"{NODES}/{node}/state/{run_id}/round-1.safetensors" for node in ("trec-0", "spam-1")}
+    expected = {SETTINGS, ADAPTER, CHECKPOINT, ROUNDS, LEDGER, OUTCOME, REPORT, FLOWER_LOG, AUDIT}
+    assert files - {f".{AUDIT}.lock"} == expected | heads | states | {"audit-head.json"}
+    assert verify(folder).rounds == 1
     assert [path.name for path in tmp_path.iterdir()] == ["real"]
     log = read_run(folder)
     assert log.rounds[0].failures == ()
@@ -75,6 +95,39 @@ def test_real_run_completes_and_leaves_its_folder_and_nothing_else(tmp_path: Pat
     assert adapter.layout.base == load_base("demo:all-minilm-l6-v2").fingerprint
     assert {load_head(folder / head).contract for head in heads} == {adapter.layout.contract}
     assert left == []
+
+
+def test_real_run_is_gone_on_with_and_has_the_bytes_of_one_that_was_never_over(
+    tmp_path: Path, tiny_bert: Path, tasks: Path
+) -> None:
+    small = (
+        f'tasks="{tasks / "animals"},{tasks / "colours"}"',
+        f'base="{tiny_bert}"',
+        "adapter.d-a2=4",
+        'codec.upload="ecsq:0.7"',
+    )
+    (tmp_path / "whole").mkdir()
+    whole, _ = fedkron_run(
+        tmp_path, options=("-c", " ".join([*small, "num-server-rounds=2", f'output-dir="{tmp_path}/whole"']))
+    )
+    assert whole.returncode == 0, whole.stderr
+    assert fedkron_run(tmp_path, *small)[0].returncode == 0
+    again = fedkron_run(tmp_path, options=("--resume", tmp_path / "real"))[0]
+    assert again.returncode == 1
+    assert "has finished its 1 rounds: to go on, give it more" in again.stderr
+    resumed, left = fedkron_run(
+        tmp_path, options=("--resume", tmp_path / "real", "-c", "num-server-rounds=2")
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert left == []
+    (other,) = (tmp_path / "whole").iterdir()
+    assert (
+        load_adapter(tmp_path / "real" / ADAPTER).state.keys() == load_adapter(other / ADAPTER).state.keys()
+    )
+    for name, values in load_adapter(tmp_path / "real" / ADAPTER).state.items():
+        assert values.tobytes() == load_adapter(other / ADAPTER).state[name].tobytes()
+    assert [entry.round for entry in read_run(tmp_path / "real").rounds] == [1, 2]
+    assert verify(tmp_path / "real").rounds == 2
 
 
 def test_real_run_that_fails_ends_with_one_clear_message_and_nothing_left(
