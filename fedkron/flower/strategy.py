@@ -7,7 +7,7 @@ a round in which too many clients fail ends the run as failed instead of going o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.uploads import Upload, plain_uploads
 from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD, to_arrays, to_state
 from fedkron.layout import AdapterLayout
+from fedkron.privacy import Spent
 
 CONTRACT, TRAINS = "contract", "trains"
 """Keys in the config of each message: the contract of the node's adapter, and which records it trains."""
@@ -43,7 +44,7 @@ class RoundReport:
     """One round as the server saw it.
 
     `failures` are the reasons, `projection_error` is relative, `groups` says which clients (task-partition)
-    share an adapter, where not all do.
+    share an adapter, where not all do. `privacy` is what differential privacy has cost, with this round.
     """
 
     round: int
@@ -52,6 +53,7 @@ class RoundReport:
     failures: list[str] = field(default_factory=list)
     projection_error: float | None = None
     groups: dict[str, list[str]] = field(default_factory=dict)
+    privacy: Spent | None = None
 
 
 class FedKron(FedAvg):
@@ -64,8 +66,9 @@ class FedKron(FedAvg):
     along the pseudo-gradient of the merged ΔW; it chooses the clients, too. `uploads` finds the uploads in a
     reply (`UnopenedGrid.uploads`, so that they are opened one after the other). `max_failure_fraction` is the
     share of the chosen clients that may fail (error, refusal or no reply in time) in training or evaluation
-    before the run is ended with a `RunError`. `on_round` is called after each round. Everything else is
-    passed on to FedAvg.
+    before the run is ended with a `RunError`. `charge` is told which nodes are asked to train in a round, and
+    says what that costs them in privacy. `on_round` is called after each round. Everything else is passed on
+    to FedAvg.
 
     Raises `ConfigError` for an unknown aggregation, or one that `adapters` cannot do; `AdapterError` for a
     kind of adapter that the aggregation does not know.
@@ -80,6 +83,7 @@ class FedKron(FedAvg):
         optimizer: FedAvg | None = None,
         uploads: Callable[[Message], Mapping[str, Upload]] = plain_uploads,
         max_failure_fraction: float = 0.5,
+        charge: Callable[[Collection[int]], Spent | None] = lambda nodes: None,  # noqa: ARG005
         on_round: Callable[[RoundReport, GlobalAdapter], None] = lambda *_: None,
         **fedavg: object,
     ) -> None:
@@ -88,6 +92,7 @@ class FedKron(FedAvg):
         self._optimizer = optimizer
         self._uploads = uploads
         self._max_failure_fraction = max_failure_fraction
+        self._charge = charge
         self._on_round = on_round
         self._report = RoundReport(0)
         self._expected: dict[int, tuple[str, ...]] = {}
@@ -119,8 +124,10 @@ class FedKron(FedAvg):
         """
         self._report = RoundReport(server_round)
         choose = super().configure_train if self._optimizer is None else self._optimizer.configure_train
-        messages = choose(server_round, arrays, config, grid)
-        return self._addressed(messages, server_round, arrays, grid)
+        messages = self._addressed(choose(server_round, arrays, config, grid), server_round, arrays, grid)
+        # Whether its answer will be used or not: it may have left the node.
+        self._report.privacy = self._charge(self._expected)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
