@@ -1,4 +1,4 @@
-"""Whole federations under differential privacy: what the server holds, what leaves a node, what a node keeps."""
+"""Whole federations under differential privacy: what the server holds, what leaves a node, what it keeps."""
 
 import math
 import random
