@@ -1,6 +1,6 @@
 """What does differential privacy cost: accuracy against ε, where the server adds the noise or the nodes do?
 
-A hundred nodes have a few texts each of one real task, and share one head, which is part of the adapter.
+Sixty nodes have a few texts each of one real task, and share one head, which is part of the adapter.
 The server and the nodes run the programs of a real run, with the default codec both ways. Compared are no
 privacy, clipping only, noise by the server and noise by the nodes, and other codecs under the same noise.
 
@@ -51,11 +51,11 @@ class Study:
 FULL = Study(
     Workload(
         tasks=("demo:trec",),
-        clients=100,
+        clients=60,
         rounds=5,
         train_texts=16,
         test_texts=480,
-        batch_size=16,
+        batch_size=8,
         max_length=32,
     ),
     TREC_LABELS,
@@ -63,7 +63,7 @@ FULL = Study(
     seeds=2,
     learning_rate=3e-3,
     clipping_norm=0.5,
-    delta=1e-3,  # below 1/100 nodes
+    delta=1e-3,  # below 1/60 nodes
 )
 QUICK = replace(
     FULL,

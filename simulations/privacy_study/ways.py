@@ -37,7 +37,7 @@ NONE = Way()
 CLIPPED = Way(CENTRAL_PRIVACY)
 """Clipping only, which is the same wherever it is done."""
 
-CENTRAL = tuple(Way(CENTRAL_PRIVACY, noise) for noise in (0.5, 1.0, 2.0, 4.0, 8.0))
+CENTRAL = tuple(Way(CENTRAL_PRIVACY, noise) for noise in (0.5, 1.0, 2.0, 4.0))
 LOCAL = tuple(Way(LOCAL_PRIVACY, noise) for noise in (0.02, 0.1, 0.5, 2.0))
 ADAPTIVE = Way(CENTRAL_PRIVACY, 1.0, ADAPTIVE_CLIPPING)
 CODECS = tuple(replace(way, upload=upload) for way in (CENTRAL[1], LOCAL[1]) for upload in ("int4", "fp32"))
