@@ -13,9 +13,10 @@ from simulations.study.tables import NOTHING, kilobytes, percent, points, table_
 def show(lines: Sequence[Line], head_only: float, delta: float, console: Console) -> None:
     """Print the table of a study; `head_only` is what a node alone reaches with a head on the frozen base."""
     table = table_of(
-        "Accuracy in % after the last round ± standard deviation over seeds; differences in points\n"
-        f"± standard error, paired by seed; ε of the whole run at δ = {delta:g}; serialized Flower messages\n"
-        f"per client and round. A head on the frozen base with a node's own texts: {100 * head_only:.1f}%",
+        "Accuracy in % after the last round ± standard deviation over seeds;\n"
+        "differences in points ± standard error, paired by seed;\n"
+        f"ε of the whole run at δ = {delta:g}; Flower messages per client and round.\n"
+        f"A head on the frozen base with a node's own texts: {100 * head_only:.1f}%",
         *("way", "noise", "ε", "norm", "accuracy", "− none", "loss", "kB up", "kB down"),
     )
     for line in lines:
