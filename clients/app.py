@@ -25,6 +25,7 @@ from flwr.clientapp import ClientApp
 from clients import training
 from clients.batches import tokenize
 from clients.node import Node, this_node
+from clients.privacy import private
 from clients.worker import Worker, load_worker
 from fedkron.adapters import adapter_layout, adapter_state, folded, load_adapter_state, only_trained
 from fedkron.base import TaskModel
@@ -58,7 +59,7 @@ def introduce(message: Message, context: Context) -> Message:
     return Message(introduction_of(node.task.name, node.partition, node.size), reply_to=message)
 
 
-@app.train()
+@app.train(mods=[private])
 def train(message: Message, context: Context) -> Message:
     """Fine-tune the received adapter, or the part whose turn it is, and this node's head; answer with
     that.

@@ -70,7 +70,7 @@ def _own_size(adapter: AdapterSettings, node_config: Mapping[str, object]) -> Ad
     return replace(adapter, rank=rank, alpha=adapter.alpha * rank / adapter.rank, d_a2=d_a2)
 
 
-@lru_cache(maxsize=16)  # one process serves many nodes and rounds
+@lru_cache(maxsize=128)  # one process serves many nodes and rounds
 def _data(source: str, index: int, count: int, settings: Settings) -> Task:
     whole = load_task(source)
     parts = settings.partition

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fedkron.ledger import Totals, totals
+from fedkron.privacy import Spent
 from fedkron.report_ledger import byte_figures, kilobytes, section_figures, sections_table
 from fedkron.runlog import RunLog
 
@@ -52,6 +53,8 @@ def show(log: RunLog, console: Console) -> None:
         console.print(tasks_table(log))
     for group, nodes in log.groups.items():
         console.print(f"Adapter of their own ({escape(group)}): {escape(', '.join(nodes))}", highlight=False)
+    if log.rounds and (spent := log.rounds[-1].privacy):
+        console.print(privacy_line(spent, log.settings.privacy.kind), highlight=False)
     console.print(bytes_line(totals(log.transfers)), highlight=False)
     if log.transfers:
         console.print(sections_table("Where the bytes went", "", {"all": log.transfers}))
@@ -70,7 +73,8 @@ def rounds_table(log: RunLog) -> RenderableType:
     title = f"Per round: accuracy, serialized bytes, × smaller than {BASELINE}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
     projected = any(entry.projection_error is not None for entry in log.rounds)
-    lost = ["proj. error"] if projected else []
+    private = any(entry.privacy is not None for entry in log.rounds)
+    lost = [*(["proj. error"] if projected else []), *(["ε"] if private else [])]
     for heading in ("round", "clients", *map(escape, tasks), "mean", *lost, "up", "down", "× smaller"):
         table.add_column(heading, justify="right", no_wrap=True)
     by_round = log.bytes_by_round
@@ -88,6 +92,7 @@ def rounds_table(log: RunLog) -> RenderableType:
                 if projected
                 else []
             ),
+            *([_epsilon(entry.privacy)] if private else []),
             kilobytes(cost.message_up),
             kilobytes(cost.message_down),
             _decimal(cost.factor, 1),
@@ -119,6 +124,20 @@ def bytes_line(cost: Totals) -> str:
         f"{kilobytes(cost.payload_down)}); {BASELINE} would be {kilobytes(cost.baseline)}: "
         f"{cost.factor:.1f}× smaller."
     )
+
+
+def privacy_line(spent: Spent, kind: str) -> str:
+    """What has been spent, in one sentence."""
+    if spent.epsilon is None:
+        return "No differential privacy: updates are clipped, but without noise nothing is guaranteed."
+    return (
+        f"Differential privacy of nodes ({kind}): ε = {_epsilon(spent)} at δ = {spent.delta:g} "
+        f"for the node that was asked most often, {spent.rounds} times. Metrics are not protected."
+    )
+
+
+def _epsilon(spent: Spent | None) -> str:
+    return "–" if spent is None or spent.epsilon is None else f"{spent.epsilon:.3g}"
 
 
 def _shares(majority: float, head_only: float, accuracy: float) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from fedkron.errors import FedKronError, RunError
 from fedkron.ledger import Totals, Transfer, read_ledger, totals_by_round
+from fedkron.privacy import Spent
 from fedkron.rundir import LEDGER, OUTCOME, ROUNDS, SETTINGS
 from fedkron.settings import Settings
 
@@ -35,6 +36,7 @@ class RoundFigures:
     seconds: float
     groups: dict[str, tuple[str, ...]]
     """The nodes (task-partition) of each group that has an adapter of its own."""
+    privacy: Spent | None = None
 
     @property
     def accuracy(self) -> float:
@@ -121,7 +123,11 @@ def _figures(line: dict[str, Any]) -> RoundFigures:
         )
         for task, report in line["evaluated"].items()
     }
-    losses = [(report["metrics"]["loss"], report["examples"]) for report in line["trained"].values()]
+    losses = [
+        (report["metrics"]["loss"], report["examples"])
+        for report in line["trained"].values()
+        if "loss" in report["metrics"]  # under local privacy it stays on the node
+    ]
     examples = sum(count for _, count in losses)
     loss = sum(value * count for value, count in losses) / examples if examples else None
     return RoundFigures(
@@ -132,4 +138,5 @@ def _figures(line: dict[str, Any]) -> RoundFigures:
         line["projection_error"],
         line["seconds"],
         {group: tuple(nodes) for group, nodes in line["groups"].items()},
+        Spent(**line["privacy"]) if line.get("privacy") else None,
     )

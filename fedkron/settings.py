@@ -144,8 +144,8 @@ class RobustSettings:
 
 @dataclass(frozen=True)
 class PrivacySettings:
-    """`privacy.*`: differential privacy of clients; the noise is `noise_multiplier` times the norm that
-    each update is clipped to.
+    """`privacy.*`: differential privacy of clients, by a trusted server (`central`) or by each node itself
+    (`local`); the noise is `noise_multiplier` times the norm that each update is clipped to.
     """
 
     kind: str = NO_PRIVACY
@@ -304,7 +304,7 @@ def _check_values(settings: Settings) -> None:
         ("admission.norm-limit", settings.admission.norm_limit, 0, None),
         ("robust.attackers", settings.robust.attackers, 0, 0.49),
         ("privacy.noise-multiplier", settings.privacy.noise_multiplier, 0, None),
-        ("privacy.delta", settings.privacy.delta, 0, 1),
+        ("privacy.delta", settings.privacy.delta, 0, 0.1),
         ("secure.levels", settings.secure.levels, 3, 255),
         ("secure.threshold", settings.secure.threshold, 0, 1),
         ("server.proximal-mu", settings.server.proximal_mu, 0, None),
@@ -348,6 +348,8 @@ def _check_combination(settings: Settings) -> None:
     """What the server does with adapters can be combined in some ways only."""
     aggregation, groups, server = settings.aggregation, settings.groups.by, settings.server.strategy
     own_sizes = settings.adapter.sizes == OWN_SIZES
+    privacy = settings.privacy
+    central, local = privacy.kind == CENTRAL_PRIVACY, privacy.kind == LOCAL_PRIVACY
     for key, value, excluded, others in (
         ("adapter.sizes", OWN_SIZES, own_sizes and aggregation != "merged", "aggregation = 'merged'"),
         ("groups.by", groups, groups != ONE_GROUP and own_sizes, "adapter.sizes = 'equal'"),
@@ -362,6 +364,34 @@ def _check_combination(settings: Settings) -> None:
             server,
             server in SERVER_OPTIMIZERS and (groups != ONE_GROUP or aggregation == "stacked"),
             "groups.by = 'one', and not with aggregation = 'stacked'",
+        ),
+        # The noise of the server fits a mean in which one update has the share 1/n, whatever the others are.
+        (
+            "privacy.kind",
+            CENTRAL_PRIVACY,
+            central and aggregation != "factorwise",
+            "aggregation = 'factorwise'",
+        ),
+        ("privacy.kind", CENTRAL_PRIVACY, central and groups != ONE_GROUP, "groups.by = 'one'"),
+        ("privacy.kind", CENTRAL_PRIVACY, central and settings.robust.rule != MEAN, "robust.rule = 'mean'"),
+        (
+            "privacy.kind",
+            CENTRAL_PRIVACY,
+            central and settings.secure.aggregation,
+            "secure.aggregation = false: the server has to clip each update; choose privacy.kind = 'local'",
+        ),
+        # Flower's mod takes one record of arrays.
+        (
+            "privacy.kind",
+            LOCAL_PRIVACY,
+            local and aggregation in ("alternating", "stacked", "merged_exact"),
+            "aggregation = 'factorwise' or 'merged'",
+        ),
+        (
+            "privacy.clipping",
+            ADAPTIVE_CLIPPING,
+            privacy.clipping == ADAPTIVE_CLIPPING and not central,
+            "privacy.kind = 'central'",
         ),
     ):
         if excluded:

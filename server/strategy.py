@@ -9,15 +9,29 @@ from flwr.app import Message
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 
 from fedkron.flower import FedKron, RoundReport
+from fedkron.flower.central_privacy import CentralPrivacy, adaptive_clipping, fixed_clipping, private
 from fedkron.flower.clustered import clustered
 from fedkron.flower.global_adapter import GlobalAdapter, MakeAdapter
+from fedkron.flower.local_privacy import multiplier
 from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.per_size import PerSize
 from fedkron.flower.per_task import PerTask
 from fedkron.flower.strategy import Verdict
 from fedkron.flower.uploads import Upload
 from fedkron.layout import AdapterLayout
-from fedkron.settings import CLUSTERS, OWN_SIZES, TASK_GROUPS, GroupSettings, ServerSettings, Settings
+from fedkron.privacy import Budget, Charges, LocalCharges
+from fedkron.settings import (
+    ADAPTIVE_CLIPPING,
+    CENTRAL_PRIVACY,
+    CLUSTERS,
+    LOCAL_PRIVACY,
+    OWN_SIZES,
+    TASK_GROUPS,
+    GroupSettings,
+    PrivacySettings,
+    ServerSettings,
+    Settings,
+)
 
 USUAL_STEP = 0.01
 """Server learning rate of the adaptive optimizers: what factors move in a round is of that size."""
@@ -45,19 +59,40 @@ def strategy_of(
         "min_evaluate_nodes": 1,
         "min_available_nodes": needed,
     }
+    adapters, privacy = _private(settings)
     return FedKron(
         layout,
         aggregation=settings.aggregation,
-        adapters=_adapters(settings.adapter.sizes, settings.groups),
+        adapters=adapters,
         optimizer=_OPTIMIZERS[settings.server.strategy](settings.server, choice),
         max_failure_fraction=settings.max_failure_fraction,
         on_verdict=on_verdict,
+        privacy=privacy,
         on_round=on_round,
         uploads=uploads,
-        norm_limit=settings.admission.norm_limit,
+        # A limit that depends on other nodes' updates tells of them; the private mean clips them all anyway.
+        norm_limit=0 if settings.privacy.kind == CENTRAL_PRIVACY else settings.admission.norm_limit,
         seed=settings.seed,
         **choice,
     )
+
+
+def _private(settings: Settings) -> tuple[MakeAdapter, Charges | None]:
+    """The adapters of a run, and who says what a round costs the nodes."""
+    privacy = settings.privacy
+    if privacy.kind == CENTRAL_PRIVACY:
+        central = _central(privacy)
+        return private(central), central
+    adapters = _adapters(settings.adapter.sizes, settings.groups)
+    if privacy.kind == LOCAL_PRIVACY:
+        budget = Budget([multiplier(privacy.noise_multiplier)], privacy.delta)
+        return adapters, LocalCharges(budget, privacy.clipping_norm)
+    return adapters, None
+
+
+def _central(privacy: PrivacySettings) -> CentralPrivacy:
+    clipping = adaptive_clipping if privacy.clipping == ADAPTIVE_CLIPPING else fixed_clipping
+    return clipping(privacy.clipping_norm, privacy.noise_multiplier, privacy.delta)
 
 
 def _adapters(sizes: str, groups: GroupSettings) -> MakeAdapter:

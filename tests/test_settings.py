@@ -86,24 +86,40 @@ CHANGED: dict[str, object] = {
     "admission.norm-limit": 4.0,
     "robust.rule": "median",
     "robust.attackers": 0.3,
-    "privacy.kind": "central",
-    "privacy.clipping": "adaptive",
-    "privacy.clipping-norm": 0.5,
-    "privacy.noise-multiplier": 0.7,
-    "privacy.delta": 1e-6,
     "secure.aggregation": True,
     "secure.levels": 255,
     "secure.threshold": 0.7,
+    "privacy.kind": "local",
+    "privacy.clipping": "fixed",
+    "privacy.clipping-norm": 0.25,
+    "privacy.noise-multiplier": 3.0,
+    "privacy.delta": 0.01,
 }
 # What does not go together with some of these.
 OTHERWISE = CHANGED | {"adapter.sizes": "own", "groups.by": "one"}
+PRIVATE = CHANGED | {
+    "aggregation": "factorwise",
+    "groups.by": "one",
+    "robust.rule": "mean",
+    "secure.aggregation": False,
+    "privacy.kind": "central",
+    "privacy.clipping": "adaptive",
+}
 
 
 def test_every_key_survives_the_round_trip() -> None:
-    assert CHANGED.keys() == OTHERWISE.keys() == DEFAULTS.keys()
-    assert all({CHANGED[key], OTHERWISE[key]} != {value} for key, value in DEFAULTS.items())
-    for config in (CHANGED, OTHERWISE):
+    assert CHANGED.keys() == OTHERWISE.keys() == PRIVATE.keys() == DEFAULTS.keys()
+    assert all({CHANGED[key], OTHERWISE[key], PRIVATE[key]} != {value} for key, value in DEFAULTS.items())
+    for config in (CHANGED, OTHERWISE, PRIVATE):
         assert run_config(Settings.from_run_config(config)) == config
+
+
+CENTRAL = {"privacy.kind": "central"}
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi"])
+def test_central_privacy_goes_with_all_that_the_server_does_afterwards(strategy: str) -> None:
+    assert Settings.from_run_config({**CENTRAL, "server.strategy": strategy}).server.strategy == strategy
 
 
 @pytest.mark.parametrize(
@@ -120,6 +136,31 @@ def test_every_key_survives_the_round_trip() -> None:
         ),
         ({"server.strategy": "fedadam", "groups.by": "task"}, "'server.strategy' is 'fedadam': it goes only"),
         ({"server.strategy": "fedavgm", "aggregation": "stacked"}, "'server.strategy' is 'fedavgm': it goes"),
+        *(
+            ({**CENTRAL, **other}, f"'privacy.kind' is 'central': it goes only with {wanted}")
+            for other, wanted in (
+                ({"aggregation": "merged"}, "aggregation = 'factorwise'"),
+                ({"aggregation": "alternating"}, "aggregation = 'factorwise'"),
+                ({"aggregation": "merged", "adapter.sizes": "own"}, "aggregation = 'factorwise'"),
+                ({"groups.by": "task"}, "groups.by = 'one'"),
+                ({"robust.rule": "median"}, "robust.rule = 'mean'"),
+                ({"secure.aggregation": True}, "secure.aggregation = false: the server has to clip"),
+            )
+        ),
+        *(
+            (
+                {"privacy.kind": "local", "aggregation": aggregation},
+                "'privacy.kind' is 'local': it goes only with aggregation = 'factorwise' or 'merged'",
+            )
+            for aggregation in ("alternating", "stacked", "merged_exact")
+        ),
+        *(
+            (
+                {"privacy.kind": kind, "privacy.clipping": "adaptive"},
+                "'privacy.clipping' is 'adaptive': it goes only with privacy.kind = 'central'",
+            )
+            for kind in ("none", "local")
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_would(config: dict[str, object], said: str) -> None:
@@ -135,7 +176,9 @@ def test_any_mixture_of_defaults_and_changes_survives_the_round_trip(chosen: dic
     assert run_config(Settings.from_run_config(config)) == {**DEFAULTS, **config}
 
 
-@pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if isinstance(value, float)])
+@pytest.mark.parametrize(
+    "key", [key for key, value in DEFAULTS.items() if isinstance(value, float) and key != "privacy.delta"]
+)
 def test_whole_number_is_taken_where_a_float_is_meant(key: str) -> None:
     number = 0 if key in {"adapter.dropout", "robust.attackers"} else 1
     value = run_config(Settings.from_run_config({key: number}))[key]
@@ -216,6 +259,12 @@ def test_float_that_is_not_finite_is_refused(key: str, value: float) -> None:
         ("train.max-train-examples", -1, "must be at least 0"),
         ("train.max-test-examples", -1, "must be at least 0"),
         ("partition.alpha", 0.0, "must be greater than 0"),
+        ("privacy.kind", "global", "must be one of none, central, local"),
+        ("privacy.clipping", "none", "must be one of fixed, adaptive"),
+        ("privacy.clipping-norm", 0.0, "must be greater than 0"),
+        ("privacy.noise-multiplier", -1.0, "must be at least 0"),
+        ("privacy.delta", 0.0, "must be greater than 0"),
+        ("privacy.delta", 0.5, "must be between 0 and 0.1"),
         ("run-name", "a/b", "must be a plain folder name"),
         ("run-name", "..", "must be a plain folder name"),
         ("head-labels", "ham,spam,ham", "a label appears twice"),

@@ -29,6 +29,7 @@ from fedkron.flower.optimizer_state import optimizer_snapshot, restore_optimizer
 from fedkron.flower.uploads import Upload, plain_uploads
 from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD, to_arrays, to_state
 from fedkron.layout import AdapterLayout
+from fedkron.privacy import Charges, Spent
 
 CONTRACT, TRAINS, RESUMES = "contract", "trains", "resumes"
 """Keys in the config of each message: the contract of the node's adapter, which records it trains, and the
@@ -54,7 +55,7 @@ class RoundReport:
     """One round as the server saw it.
 
     `failures` are the reasons, `projection_error` is relative, `groups` says which clients (task-partition)
-    share an adapter, where not all do.
+    share an adapter, where not all do. `privacy` is what differential privacy has cost, with this round.
     """
 
     round: int
@@ -63,6 +64,7 @@ class RoundReport:
     failures: list[str] = field(default_factory=list)
     projection_error: float | None = None
     groups: dict[str, list[str]] = field(default_factory=dict)
+    privacy: Spent | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ class FedKron(FedAvg):
     reply (`UnopenedGrid.uploads`, so that they are opened one after the other). Uploads from there may have
     `norm_limit` times the usual norm (`NormLimit`; 0: any). `max_failure_fraction` is the
     share of the chosen clients that may fail (error, refusal or no reply in time) in training or evaluation
-    before the run is ended with a `RunError`. With a `seed`, each round chooses the same
-    clients out of the same list in every run. `on_round` is called after each round. Everything else is
-    passed on to FedAvg.
+    before the run is ended with a `RunError`. With a `seed`, each round chooses the same clients out of the
+    same list in every run. `privacy` is told which nodes are asked to train in a round, and says what that
+    costs them. `on_verdict` is called with who was admitted in each phase, `on_round` after each round.
+    Everything else is passed on to FedAvg.
 
     Raises `ConfigError` for an unknown aggregation, or one that `adapters` cannot do; `AdapterError` for a
     kind of adapter that the aggregation does not know.
@@ -107,6 +110,7 @@ class FedKron(FedAvg):
         norm_limit: float = 0.0,
         max_failure_fraction: float = 0.5,
         seed: int | None = None,
+        privacy: Charges | None = None,
         on_verdict: Callable[[Verdict], object] = id,
         on_round: Callable[[RoundReport, GlobalAdapter], None] = lambda *_: None,
         **fedavg: object,
@@ -123,6 +127,7 @@ class FedKron(FedAvg):
         self._resumes = ""
         self._origins: dict[int, Origin] = {}
         self._on_verdict = on_verdict
+        self._privacy = privacy
         self._on_round = on_round
         self._report = RoundReport(0)
         self._expected: dict[int, tuple[str, ...]] = {}
@@ -159,8 +164,10 @@ class FedKron(FedAvg):
         if self._seed is not None:
             random.seed(f"{self._seed}, round {number}")  # Flower chooses clients with it
         self._await_nodes(grid)
-        messages = choose(number, arrays, config, grid)
-        return self._addressed(messages, number, arrays, grid)
+        messages = self._addressed(choose(number, arrays, config, grid), number, arrays, grid)
+        if self._privacy is not None:  # whether an answer will be used or not: it may have left the node
+            self._report.privacy = self._privacy.charge(self._expected)
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -228,6 +235,7 @@ class FedKron(FedAvg):
             "adapters": self.adapters.snapshot(),
             "optimizer": {} if self._optimizer is None else optimizer_snapshot(self._optimizer),
             "norms": self._norms.snapshot(),
+            "privacy": None if self._privacy is None else self._privacy.snapshot(),
             "origins": [list(origin) for origin in self._origins.values()],
         }
 
@@ -243,6 +251,8 @@ class FedKron(FedAvg):
         if self._optimizer is not None:
             restore_optimizer(self._optimizer, snapshot["optimizer"])
         self._norms.restore(snapshot["norms"])
+        if self._privacy is not None:
+            self._privacy.restore(snapshot["privacy"], renamed)
         self._rounds_before, self._resumes = snapshot["round"], run
         known = [Origin(*origin) for origin in snapshot["origins"]]
         self._origins = {
