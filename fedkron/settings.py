@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from fedkron.aggregation import AGGREGATIONS
+from fedkron.aggregation import AGGREGATIONS, ROBUST_RULES
+from fedkron.aggregation.robust_rules import MEAN
 from fedkron.compression import codec
 from fedkron.errors import ConfigError
 from fedkron.kinds import ADAPTER_KINDS
@@ -27,15 +28,6 @@ TRUNCATION_SIDES = ("right", "left")
 DEVICES = ("auto", "cpu", "cuda")
 EQUAL_SIZES, OWN_SIZES = SIZES = ("equal", "own")
 ONE_GROUP, TASK_GROUPS, CLUSTERS = GROUPS = ("one", "task", "cluster")
-MEAN, *_ = ROBUST_RULES = (
-    "mean",
-    "clip",
-    "median",
-    "trimmed-mean",
-    "geometric-median",
-    "krum",
-    "multi-krum",
-)
 NO_PRIVACY, CENTRAL_PRIVACY, LOCAL_PRIVACY = PRIVACIES = ("none", "central", "local")
 FIXED_CLIPPING, ADAPTIVE_CLIPPING = CLIPPINGS = ("fixed", "adaptive")
 STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
@@ -347,6 +339,8 @@ def _check_combination(settings: Settings) -> None:
     """What the server does with adapters can be combined in some ways only."""
     aggregation, groups, server = settings.aggregation, settings.groups.by, settings.server.strategy
     own_sizes = settings.adapter.sizes == OWN_SIZES
+    rule = settings.robust.rule
+    robust = rule != MEAN
     for key, value, excluded, others in (
         ("adapter.sizes", OWN_SIZES, own_sizes and aggregation != "merged", "aggregation = 'merged'"),
         ("groups.by", groups, groups != ONE_GROUP and own_sizes, "adapter.sizes = 'equal'"),
@@ -361,6 +355,21 @@ def _check_combination(settings: Settings) -> None:
             server,
             server in SERVER_OPTIMIZERS and (groups != ONE_GROUP or aggregation == "stacked"),
             "groups.by = 'one', and not with aggregation = 'stacked'",
+        ),
+        (
+            "robust.rule",
+            rule,
+            robust and aggregation not in ("factorwise", "merged"),
+            "aggregation = 'factorwise' or 'merged'",
+        ),
+        ("robust.rule", rule, robust and own_sizes, "adapter.sizes = 'equal'"),
+        # Only who sees the uploads can compare them, and only of a mean is known how much noise hides a node.
+        ("robust.rule", rule, robust and settings.secure.aggregation, "secure.aggregation = false"),
+        (
+            "robust.rule",
+            rule,
+            robust and settings.privacy.kind == CENTRAL_PRIVACY,
+            "privacy.kind = 'none' or 'local'",
         ),
     ):
         if excluded:

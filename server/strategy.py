@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 
+from fedkron.aggregation import RobustRule
 from fedkron.flower import FedKron, RoundReport
 from fedkron.flower.clustered import clustered
 from fedkron.flower.global_adapter import GlobalAdapter, MakeAdapter
@@ -42,7 +44,11 @@ def strategy_of(
     return FedKron(
         layout,
         aggregation=settings.aggregation,
-        adapters=_adapters(settings.adapter.sizes, settings.groups),
+        adapters=_adapters(
+            settings.adapter.sizes,
+            settings.groups,
+            RobustRule(settings.robust.rule, settings.robust.attackers),
+        ),
         optimizer=_OPTIMIZERS[settings.server.strategy](settings.server, choice),
         max_failure_fraction=settings.max_failure_fraction,
         on_round=on_round,
@@ -51,14 +57,14 @@ def strategy_of(
     )
 
 
-def _adapters(sizes: str, groups: GroupSettings) -> MakeAdapter:
+def _adapters(sizes: str, groups: GroupSettings, rule: RobustRule) -> MakeAdapter:
     if sizes == OWN_SIZES:
         return PerSize
     if groups.by == TASK_GROUPS:
-        return PerTask
+        return partial(PerTask, rule=rule)
     if groups.by == CLUSTERS:
-        return clustered(groups.clusters, groups.warm_up)
-    return one_for_all
+        return clustered(groups.clusters, groups.warm_up, rule)
+    return partial(one_for_all, rule=rule)
 
 
 def _fedavgm(server: ServerSettings, choice: Choice) -> FedAvg:

@@ -79,6 +79,8 @@ CHANGED: dict[str, object] = {
     "server.strategy": "fedprox",
     "server.learning-rate": 0.5,
     "server.proximal-mu": 0.2,
+    "robust.rule": "median",
+    "robust.attackers": 0.3,
     "groups.by": "cluster",
     "groups.clusters": 4,
     "groups.warm-up": 3,
