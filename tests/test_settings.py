@@ -86,7 +86,7 @@ CHANGED: dict[str, object] = {
     "groups.warm-up": 3,
 }
 # What does not go together with some of these.
-OTHERWISE = CHANGED | {"adapter.sizes": "own", "groups.by": "one"}
+OTHERWISE = CHANGED | {"adapter.sizes": "own", "groups.by": "one", "robust.rule": "mean"}
 
 
 def test_every_key_survives_the_round_trip() -> None:
@@ -110,6 +110,22 @@ def test_every_key_survives_the_round_trip() -> None:
         ),
         ({"server.strategy": "fedadam", "groups.by": "task"}, "'server.strategy' is 'fedadam': it goes only"),
         ({"server.strategy": "fedavgm", "aggregation": "stacked"}, "'server.strategy' is 'fedavgm': it goes"),
+        (
+            {"robust.rule": "krum", "aggregation": "alternating"},
+            "'robust.rule' is 'krum': it goes only with aggregation = 'factorwise' or 'merged'",
+        ),
+        (
+            {"robust.rule": "median", "adapter.sizes": "own", "aggregation": "merged"},
+            "'robust.rule' is 'median': it goes only with adapter.sizes = 'equal'",
+        ),
+        (
+            {"robust.rule": "clip", "secure.aggregation": True},
+            "'robust.rule' is 'clip': it goes only with secure.aggregation = false",
+        ),
+        (
+            {"robust.rule": "clip", "privacy.kind": "central"},
+            "'robust.rule' is 'clip': it goes only with privacy.kind = 'none' or 'local'",
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_would(config: dict[str, object], said: str) -> None:
@@ -127,7 +143,7 @@ def test_any_mixture_of_defaults_and_changes_survives_the_round_trip(chosen: dic
 
 @pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if isinstance(value, float)])
 def test_whole_number_is_taken_where_a_float_is_meant(key: str) -> None:
-    number = 0 if key == "adapter.dropout" else 1
+    number = 0 if key in {"adapter.dropout", "robust.attackers"} else 1
     value = run_config(Settings.from_run_config({key: number}))[key]
     assert value == number
     assert type(value) is float
@@ -206,6 +222,13 @@ def test_float_that_is_not_finite_is_refused(key: str, value: float) -> None:
         ("train.max-train-examples", -1, "must be at least 0"),
         ("train.max-test-examples", -1, "must be at least 0"),
         ("partition.alpha", 0.0, "must be greater than 0"),
+        (
+            "robust.rule",
+            "mode",
+            "must be one of mean, clip, median, trimmed-mean, geometric-median, krum",
+        ),
+        ("robust.attackers", 0.5, "must be between 0 and 0.49"),
+        ("robust.attackers", -0.1, "must be between 0 and 0.49"),
         ("run-name", "a/b", "must be a plain folder name"),
         ("run-name", "..", "must be a plain folder name"),
         ("head-labels", "ham,spam,ham", "a label appears twice"),
