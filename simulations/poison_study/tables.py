@@ -20,7 +20,7 @@ def show(lines: Sequence[Line], console: Console) -> None:
         seeds = max(line.seeds for line in found)
         console.print(
             _table(
-                f"{case}: accuracy in % after the last round, {seeds} seeds (± standard error)",
+                f"{case}: accuracy in % after the last round (± standard error); seeds: {seeds}",
                 found,
                 lambda line: line.accuracy,
             )
