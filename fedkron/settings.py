@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
-from fedkron.aggregation import AGGREGATIONS
+from fedkron.aggregation import AGGREGATIONS, ROBUST_RULES
+from fedkron.aggregation.robust_rules import MEAN
 from fedkron.compression import codec
 from fedkron.errors import ConfigError
 from fedkron.kinds import ADAPTER_KINDS
@@ -27,15 +28,6 @@ TRUNCATION_SIDES = ("right", "left")
 DEVICES = ("auto", "cpu", "cuda")
 EQUAL_SIZES, OWN_SIZES = SIZES = ("equal", "own")
 ONE_GROUP, TASK_GROUPS, CLUSTERS = GROUPS = ("one", "task", "cluster")
-MEAN, *_ = ROBUST_RULES = (
-    "mean",
-    "clip",
-    "median",
-    "trimmed-mean",
-    "geometric-median",
-    "krum",
-    "multi-krum",
-)
 NO_PRIVACY, CENTRAL_PRIVACY, LOCAL_PRIVACY = PRIVACIES = ("none", "central", "local")
 FIXED_CLIPPING, ADAPTIVE_CLIPPING = CLIPPINGS = ("fixed", "adaptive")
 STRATEGIES = ("fedavg", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi")
@@ -202,6 +194,8 @@ class Settings:
 
         Raises `ConfigError` that names the key, its value, and what it may be.
         """
+        from fedkron.setting_combinations import check_combination  # which knows what settings are
+
         settings = _typed(Settings, config, prefix="")
         known = set(run_config(settings))
         if unknown := sorted(config.keys() - known):
@@ -209,6 +203,7 @@ class Settings:
                 f"run-config key {unknown[0]!r} does not exist: the keys are {', '.join(sorted(known))}"
             )
         _check_values(settings)
+        check_combination(settings)
         return settings
 
     @property
@@ -284,7 +279,6 @@ def _check_values(settings: Settings) -> None:
     ):
         if value not in allowed:
             raise ConfigError(f"run-config key {key!r} is {value!r}: it must be one of {', '.join(allowed)}")
-    _check_combination(settings)
     for key, name in (("codec.upload", settings.codec.upload), ("codec.broadcast", settings.codec.broadcast)):
         _check_codec(key, name)
     for key, number, low, high in (
@@ -342,60 +336,6 @@ def _check_values(settings: Settings) -> None:
         raise ConfigError(
             f"run-config key 'run-name' is {settings.run_name!r}: it must be a plain folder name"
         )
-
-
-def _check_combination(settings: Settings) -> None:
-    """What the server does with adapters can be combined in some ways only."""
-    aggregation, groups, server = settings.aggregation, settings.groups.by, settings.server.strategy
-    own_sizes = settings.adapter.sizes == OWN_SIZES
-    privacy = settings.privacy
-    central, local = privacy.kind == CENTRAL_PRIVACY, privacy.kind == LOCAL_PRIVACY
-    for key, value, excluded, others in (
-        ("adapter.sizes", OWN_SIZES, own_sizes and aggregation != "merged", "aggregation = 'merged'"),
-        ("groups.by", groups, groups != ONE_GROUP and own_sizes, "adapter.sizes = 'equal'"),
-        (
-            "groups.by",
-            groups,
-            groups != ONE_GROUP and aggregation not in ("factorwise", "merged"),
-            "aggregation = 'factorwise' or 'merged'",
-        ),
-        (
-            "server.strategy",
-            server,
-            server in SERVER_OPTIMIZERS and (groups != ONE_GROUP or aggregation == "stacked"),
-            "groups.by = 'one', and not with aggregation = 'stacked'",
-        ),
-        # The noise of the server fits a mean in which one update has the share 1/n, whatever the others are.
-        (
-            "privacy.kind",
-            CENTRAL_PRIVACY,
-            central and aggregation != "factorwise",
-            "aggregation = 'factorwise'",
-        ),
-        ("privacy.kind", CENTRAL_PRIVACY, central and groups != ONE_GROUP, "groups.by = 'one'"),
-        ("privacy.kind", CENTRAL_PRIVACY, central and settings.robust.rule != MEAN, "robust.rule = 'mean'"),
-        (
-            "privacy.kind",
-            CENTRAL_PRIVACY,
-            central and settings.secure.aggregation,
-            "secure.aggregation = false: the server has to clip each update; choose privacy.kind = 'local'",
-        ),
-        # Flower's mod takes one record of arrays.
-        (
-            "privacy.kind",
-            LOCAL_PRIVACY,
-            local and aggregation in ("alternating", "stacked", "merged_exact"),
-            "aggregation = 'factorwise' or 'merged'",
-        ),
-        (
-            "privacy.clipping",
-            ADAPTIVE_CLIPPING,
-            privacy.clipping == ADAPTIVE_CLIPPING and not central,
-            "privacy.kind = 'central'",
-        ),
-    ):
-        if excluded:
-            raise ConfigError(f"run-config key {key!r} is {value!r}: it goes only with {others}")
 
 
 def _check_codec(key: str, name: str) -> None:

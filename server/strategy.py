@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from flwr.app import Message
 from flwr.serverapp.strategy import FedAdagrad, FedAdam, FedAvg, FedAvgM, FedProx, FedYogi
 
+from fedkron.aggregation import RobustRule
 from fedkron.flower import FedKron, RoundReport
 from fedkron.flower.central_privacy import CentralPrivacy, adaptive_clipping, fixed_clipping, private
 from fedkron.flower.clustered import clustered
@@ -83,7 +85,8 @@ def _private(settings: Settings) -> tuple[MakeAdapter, Charges | None]:
     if privacy.kind == CENTRAL_PRIVACY:
         central = _central(privacy)
         return private(central), central
-    adapters = _adapters(settings.adapter.sizes, settings.groups)
+    rule = RobustRule(settings.robust.rule, settings.robust.attackers)
+    adapters = _adapters(settings.adapter.sizes, settings.groups, rule)
     if privacy.kind == LOCAL_PRIVACY:
         budget = Budget([multiplier(privacy.noise_multiplier)], privacy.delta)
         return adapters, LocalCharges(budget, privacy.clipping_norm)
@@ -95,14 +98,14 @@ def _central(privacy: PrivacySettings) -> CentralPrivacy:
     return clipping(privacy.clipping_norm, privacy.noise_multiplier, privacy.delta)
 
 
-def _adapters(sizes: str, groups: GroupSettings) -> MakeAdapter:
+def _adapters(sizes: str, groups: GroupSettings, rule: RobustRule) -> MakeAdapter:
     if sizes == OWN_SIZES:
         return PerSize
     if groups.by == TASK_GROUPS:
-        return PerTask
+        return partial(PerTask, rule=rule)
     if groups.by == CLUSTERS:
-        return clustered(groups.clusters, groups.warm_up)
-    return one_for_all
+        return clustered(groups.clusters, groups.warm_up, rule)
+    return partial(one_for_all, rule=rule)
 
 
 def _fedavgm(server: ServerSettings, choice: Choice) -> FedAvg:

@@ -79,13 +79,13 @@ CHANGED: dict[str, object] = {
     "server.strategy": "fedprox",
     "server.learning-rate": 0.5,
     "server.proximal-mu": 0.2,
+    "robust.rule": "median",
+    "robust.attackers": 0.3,
     "groups.by": "cluster",
     "groups.clusters": 4,
     "groups.warm-up": 3,
     "resume": True,
     "admission.norm-limit": 4.0,
-    "robust.rule": "median",
-    "robust.attackers": 0.3,
     "secure.aggregation": True,
     "secure.levels": 255,
     "secure.threshold": 0.7,
@@ -96,7 +96,7 @@ CHANGED: dict[str, object] = {
     "privacy.delta": 0.01,
 }
 # What does not go together with some of these.
-OTHERWISE = CHANGED | {"adapter.sizes": "own", "groups.by": "one"}
+OTHERWISE = CHANGED | {"adapter.sizes": "own", "groups.by": "one", "robust.rule": "mean"}
 PRIVATE = CHANGED | {
     "aggregation": "factorwise",
     "groups.by": "one",
@@ -160,6 +160,14 @@ def test_central_privacy_goes_with_all_that_the_server_does_afterwards(strategy:
                 "'privacy.clipping' is 'adaptive': it goes only with privacy.kind = 'central'",
             )
             for kind in ("none", "local")
+        ),
+        (
+            {"robust.rule": "krum", "aggregation": "alternating"},
+            "'robust.rule' is 'krum': it goes only with aggregation = 'factorwise' or 'merged'",
+        ),
+        (
+            {"robust.rule": "median", "adapter.sizes": "own", "aggregation": "merged"},
+            "'robust.rule' is 'median': it goes only with adapter.sizes = 'equal'",
         ),
     ],
 )
@@ -265,6 +273,13 @@ def test_float_that_is_not_finite_is_refused(key: str, value: float) -> None:
         ("privacy.noise-multiplier", -1.0, "must be at least 0"),
         ("privacy.delta", 0.0, "must be greater than 0"),
         ("privacy.delta", 0.5, "must be between 0 and 0.1"),
+        (
+            "robust.rule",
+            "mode",
+            "must be one of mean, clip, median, trimmed-mean, geometric-median, krum",
+        ),
+        ("robust.attackers", 0.5, "must be between 0 and 0.49"),
+        ("robust.attackers", -0.1, "must be between 0 and 0.49"),
         ("run-name", "a/b", "must be a plain folder name"),
         ("run-name", "..", "must be a plain folder name"),
         ("head-labels", "ham,spam,ham", "a label appears twice"),

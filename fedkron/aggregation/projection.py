@@ -99,7 +99,10 @@ def project(mean: Tucker, reference: Reference) -> Projection:
     """
     if mean.norm == 0:
         return _zero(mean, reference)
-    nearest = alternate(mean.core, rank=len(reference.B2))
+    # By a power of two, which is exact: the core of factors near float32's largest has no finite square.
+    unit = 2.0 ** math.frexp(mean.largest)[1]
+    scaled = alternate(mean.core / unit, rank=len(reference.B2))
+    nearest = replace(scaled, S=scaled.S * unit)
     residual = replace(mean, core=mean.core - np.multiply.outer(nearest.a, nearest.matrix))
     return Projection(*_gauge(nearest, mean, reference), residual)
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 from flwr.app import ArrayRecord
 
+from fedkron.aggregation import RobustRule
 from fedkron.aggregation.clusters import (
     NO_CLUSTER,
     Sketch,
@@ -21,6 +22,7 @@ from fedkron.aggregation.clusters import (
     clusters_of,
     nearest_cluster,
 )
+from fedkron.aggregation.robust_rules import PLAIN_MEAN
 from fedkron.errors import ConfigError
 from fedkron.exchange import Tree
 from fedkron.flower.global_adapter import (
@@ -39,13 +41,13 @@ from fedkron.flower.wire import to_state
 from fedkron.layout import AdapterLayout, State, flatten
 
 
-def clustered(count: int, warm_up: int) -> MakeAdapter:
+def clustered(count: int, warm_up: int, rule: RobustRule = PLAIN_MEAN) -> MakeAdapter:
     """So many clusters, found after so many rounds. Raises `ConfigError` for less than 2 or 1."""
     if count < 2:
         raise ConfigError(f"the number of clusters is {count}: it must be at least 2")
     if warm_up < 1:
         raise ConfigError(f"clusters are to be found after {warm_up} rounds: it must be at least 1")
-    return lambda layout, aggregation: Clustered(layout, aggregation, count, warm_up)
+    return lambda layout, aggregation: Clustered(layout, aggregation, count, warm_up, rule)
 
 
 class Clustered:
@@ -53,8 +55,15 @@ class Clustered:
     one.
     """
 
-    def __init__(self, layout: AdapterLayout, aggregation: str, count: int, warm_up: int) -> None:
-        self._groups = Groups(layout, aggregation)
+    def __init__(
+        self,
+        layout: AdapterLayout,
+        aggregation: str,
+        count: int,
+        warm_up: int,
+        rule: RobustRule = PLAIN_MEAN,
+    ) -> None:
+        self._groups = Groups(layout, aggregation, rule)
         self._layout = layout
         self._sketch = UpdateSketch(layout.size)
         self._count, self._warm_up = count, warm_up

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
-from fedkron.aggregation import Aggregate, Aggregator, FactorwiseMean, aggregator
+from fedkron.aggregation import Aggregate, Aggregator, FactorwiseMean, Robust, RobustRule, aggregator
+from fedkron.aggregation.robust_rules import PLAIN_MEAN
 from fedkron.aggregation.weighted_mean import WeightedMean
 from fedkron.compression.accumulate import accept
 from fedkron.errors import AdapterError
@@ -27,8 +29,16 @@ class Combining(Protocol):
         """Combine all that were added; raises as `Aggregator.finish` does."""
 
 
-def combining(name: str, layout: AdapterLayout) -> Combining:
-    """A new stream for the aggregation of this name; raises as `aggregator` does."""
+def combining(
+    name: str, layout: AdapterLayout, rule: RobustRule = PLAIN_MEAN, held: Callable[[], State] = dict
+) -> Combining:
+    """A new stream for the aggregation of this name.
+
+    Another rule than the mean needs to know what the nodes were sent, which `held` answers. Raises as
+    `aggregator` and `Robust` do.
+    """
+    if not rule.is_mean:
+        return OpenedUploads(Robust(name, layout, rule, held()))
     return FactorwiseUploads(layout) if name == FACTORWISE else OpenedUploads(aggregator(name, layout))
 
 

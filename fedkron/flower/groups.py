@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from flwr.app import ArrayRecord
 
-from fedkron.aggregation import aggregator
+from fedkron.aggregation import RobustRule, aggregator
+from fedkron.aggregation.robust_rules import PLAIN_MEAN
 from fedkron.errors import ConfigError
 from fedkron.exchange import Tree
 from fedkron.flower.combining import Combining, combining
@@ -24,7 +25,7 @@ class Groups:
     Raises `ConfigError` for an aggregation that changes the base or trains a part: groups share neither.
     """
 
-    def __init__(self, layout: AdapterLayout, aggregation: str) -> None:
+    def __init__(self, layout: AdapterLayout, aggregation: str, rule: RobustRule = PLAIN_MEAN) -> None:
         if aggregation not in AGGREGATIONS_OF_GROUPS:
             raise ConfigError(
                 f"aggregation {aggregation!r} is not for groups of nodes: use one of "
@@ -33,6 +34,7 @@ class Groups:
         aggregator(aggregation, layout)  # refuses a kind that it does not know before anybody trains
         self._layout = layout
         self._aggregation = aggregation
+        self._rule = rule
         self._common = ArrayRecord()
         self._arrays: dict[str, ArrayRecord] = {}
 
@@ -45,7 +47,8 @@ class Groups:
         return Sent(self._layout, {ARRAYS: self._arrays.get(group, self._common)})
 
     def combine(self, answers: Iterable[Answer], group_of: Callable[[int], str]) -> Combined:
-        """Combine each group's answers by itself; the result is the mean of those groups, by their weights.
+        """Combine each group's answers by itself; the result is the mean of those groups, by their weights
+        (by their numbers of nodes where nodes may lie).
 
         Its projection error is the largest of any group. What `FOR_ALL` answered is in the mean only.
         """
@@ -55,9 +58,12 @@ class Groups:
         def take(answer: Answer) -> None:
             group = group_of(answer.origin.node)
             if group not in streams:
-                streams[group] = combining(self._aggregation, self._layout)
+                sent = self.sent(group).records[ARRAYS]
+                streams[group] = combining(
+                    self._aggregation, self._layout, self._rule, held=lambda: to_state(sent)
+                )
             streams[group].add(answer.uploads[ARRAYS], answer.weight)
-            weights[group] += answer.weight  # type: ignore[assignment]  # Counter takes floats
+            weights[group] += self._rule.weight(answer.weight)  # type: ignore[assignment]  # Counter takes floats
 
         refused = take_all(answers, take)
         common = aggregator(self._aggregation, self._layout)

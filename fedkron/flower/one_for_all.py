@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
+from fedkron.aggregation import RobustRule
+from fedkron.aggregation.robust import require_space
+from fedkron.aggregation.robust_rules import PLAIN_MEAN
 from fedkron.exchange import Tree
 from fedkron.flower.alternating import ALTERNATING, Alternating
 from fedkron.flower.combining import combining
@@ -24,11 +27,15 @@ from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout
 
 
-def one_for_all(layout: AdapterLayout, aggregation: str) -> GlobalAdapter:
-    """One adapter for all nodes, combined by an aggregation, or one factor after the other."""
+def one_for_all(layout: AdapterLayout, aggregation: str, rule: RobustRule = PLAIN_MEAN) -> GlobalAdapter:
+    """One adapter for all nodes, combined by an aggregation, or one factor after the other.
+
+    Raises `ConfigError` for a rule that cannot take the place of the aggregation's mean.
+    """
+    require_space(aggregation, rule)
     if aggregation == ALTERNATING:
         return Alternating(layout)
-    return OneForAll(layout, aggregation)
+    return OneForAll(layout, aggregation, rule)
 
 
 class OneForAll:
@@ -37,10 +44,11 @@ class OneForAll:
     Those terms never change, so that a node which has them is not sent them again.
     """
 
-    def __init__(self, layout: AdapterLayout, aggregation: str) -> None:
+    def __init__(self, layout: AdapterLayout, aggregation: str, rule: RobustRule = PLAIN_MEAN) -> None:
         combining(aggregation, layout)  # refuses what it does not know before anybody trains
         self._layout = layout
         self._aggregation = aggregation
+        self._rule = rule
         self._round = 0
         self._arrays = ArrayRecord()
         self._terms: dict[str, ArrayRecord] = {}
@@ -62,7 +70,7 @@ class OneForAll:
 
     def combine(self, answers: Iterable[Answer]) -> Combined:
         """Aggregate the adapters."""
-        stream = combining(self._aggregation, self._layout)
+        stream = combining(self._aggregation, self._layout, self._rule, held=lambda: to_state(self._arrays))
         refused = take_all(answers, lambda answer: stream.add(answer.uploads[ARRAYS], answer.weight))
         combined = stream.finish()
         if combined.terms:

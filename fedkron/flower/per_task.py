@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
+from fedkron.aggregation import RobustRule
+from fedkron.aggregation.robust_rules import PLAIN_MEAN
 from fedkron.exchange import Tree
 from fedkron.flower.global_adapter import Answer, Combined, Introduction, Sent, renamed_keys
 from fedkron.flower.groups import Groups
@@ -15,8 +17,8 @@ from fedkron.layout import AdapterLayout
 class PerTask:
     """Groups by the task that each node says it has."""
 
-    def __init__(self, layout: AdapterLayout, aggregation: str) -> None:
-        self._groups = Groups(layout, aggregation)
+    def __init__(self, layout: AdapterLayout, aggregation: str, rule: RobustRule = PLAIN_MEAN) -> None:
+        self._groups = Groups(layout, aggregation, rule)
         self._tasks: dict[int, str] = {}
 
     def strangers(self, nodes: Sequence[int]) -> list[int]:

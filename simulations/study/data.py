@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
-from clients.tasks import Example, load_task
+from clients.tasks import Example, Task, load_task
 
 TEST, VALIDATION = "test", "validation"
 """What a federation is measured on: the tasks' test texts, or training texts that are held out."""
@@ -33,10 +33,15 @@ def hold_out(source: str, seed: int, folder: Path) -> Path:
     task = load_task(source)
     texts = random.Random(seed).sample(task.train, len(task.train))
     third = len(texts) // 3
+    return write_task(replace(task, train=tuple(texts[third:]), test=tuple(texts[:third])), folder)
+
+
+def write_task(task: Task, folder: Path) -> Path:
+    """Write a task to a folder of its name in this one, as nodes read it; returns that folder."""
     place = folder / task.name
     place.mkdir(parents=True)
-    _write_rows(place / "train.jsonl", texts[third:])
-    _write_rows(place / "test.jsonl", texts[:third])
+    _write_rows(place / "train.jsonl", task.train)
+    _write_rows(place / "test.jsonl", task.test)
     if task.labels:
         (place / "labels.json").write_text(json.dumps(task.labels), encoding="utf-8")
     return place

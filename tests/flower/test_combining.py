@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkron.aggregation import aggregate
+from fedkron.aggregation import Robust, RobustRule, aggregate
 from fedkron.compression import codec, encode
 from fedkron.errors import AdapterError, FedKronError, PayloadError
 from fedkron.flower.combining import combining
@@ -50,6 +50,22 @@ def test_combined_uploads_are_the_aggregate_of_the_adapters_in_them(
     expected = aggregate(way, [upload.opened() for upload in uploads], weights, LAYOUT).adapter
     for tensor, values in stream.finish().adapter.items():
         np.testing.assert_allclose(values, expected[tensor], rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("way", ["factorwise", "merged"])
+@pytest.mark.parametrize("rule", ["clip", "median", "geometric-median", "krum"])
+def test_a_robust_rule_gets_the_decoded_adapters_and_what_was_sent(way: str, rule: str) -> None:
+    held = random_state(1000)
+    uploads = [packed(seed, held) for seed in range(7)]
+    stream = combining(way, LAYOUT, RobustRule(rule), held=lambda: held)
+    expected = Robust(way, LAYOUT, RobustRule(rule), held)
+    for upload in uploads:
+        stream.add(upload, 3)
+        expected.add(upload.opened(), 1)
+    with pytest.raises(PayloadError, match="round 9"):
+        stream.add(packed(2, held, round_=9), 1)
+    found, truth = stream.finish(), expected.finish()
+    assert all(np.array_equal(found.adapter[name], truth.adapter[name]) for name in held)
 
 
 @pytest.mark.parametrize("way", ["factorwise", "merged"])

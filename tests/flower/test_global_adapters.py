@@ -3,6 +3,7 @@ optimizers.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi
 from seam_cases import State, record, state_of
 
-from fedkron.aggregation import Size, aggregate
+from fedkron.aggregation import Robust, RobustRule, Size, aggregate
 from fedkron.errors import AdapterError, ConfigError, RunError
 from fedkron.flower import ORIGIN, CompressedGrid, FedKron, RoundReport, compressed_exchange
 from fedkron.flower.clustered import clustered
@@ -240,6 +241,47 @@ def test_tasks_have_adapters_of_their_own_and_share_nothing(aggregation: str) ->
     assert run.reports[-1].groups == {"trec": ["trec-0", "trec-2"], "spam": ["spam-1", "spam-3"]}
     both = aggregate(aggregation, [state["spam"], state["trec"]], [60, 40], LAYOUT).adapter
     assert_close(run.arrays, both, 1e-5)
+
+
+@pytest.mark.parametrize("aggregation", ["factorwise", "merged"])
+@pytest.mark.parametrize("rule", ["clip", "median", "multi-krum"])
+def test_where_nodes_may_lie_the_rule_works_on_what_was_sent_and_came_back(
+    aggregation: str, rule: str
+) -> None:
+    robust = RobustRule(rule, 0.2)
+    learners = Learners(targets())
+    run = Run(learners, rounds=2, aggregation=aggregation, adapters=partial(one_for_all, rule=robust))
+    state = run.start
+    for number in (1, 2):
+        combining = Robust(aggregation, LAYOUT, robust, state)
+        for k in range(NODES):
+            combining.add(learners.trained[number, k], 1)
+        state = combining.finish().adapter
+        assert_close(run.held[number - 1][FOR_ALL][ARRAYS], state, 1e-5)
+
+
+@pytest.mark.parametrize("adapters", [PerTask, clustered(2, 1, RobustRule("median"))])
+def test_groups_follow_the_rule_too_and_count_nodes_not_what_they_claim(adapters: object) -> None:
+    two = [random_state(100), random_state(200)]
+    learners = Learners([two[k % 2] for k in range(NODES)])
+    made = partial(PerTask, rule=RobustRule("median")) if adapters is PerTask else adapters
+    run = Run(learners, rounds=2, aggregation="factorwise", adapters=made)
+    groups = [name for name in run.held[-1] if name != FOR_ALL]
+    assert len(groups) == 2
+    for group in groups:
+        member = min(int(name.rpartition("-")[2]) for name in run.reports[-1].groups[group])
+        mine = [learners.trained[2, k] for k in (member, member + 2)]
+        median = {name: np.median([adapter[name] for adapter in mine], axis=0) for name in mine[0]}
+        assert_close(run.held[-1][group][ARRAYS], median, 1e-5)
+    both = [run.held[-1][group][ARRAYS] for group in groups]
+    # Claimed weights are 10 to 40: they would favour the second group.
+    assert_close(run.arrays, {n: (both[0][n] + both[1][n]) / 2 for n in both[0]}, 1e-5)
+
+
+def test_a_rule_is_refused_where_there_is_no_mean_to_take_the_place_of() -> None:
+    for aggregation in ("alternating", "stacked", "merged_exact"):
+        with pytest.raises(ConfigError, match=f"'median' is not for aggregation '{aggregation}'"):
+            one_for_all(LAYOUT, aggregation, RobustRule("median"))
 
 
 def test_node_that_does_not_introduce_itself_is_a_failure_and_the_others_go_on() -> None:

@@ -13,7 +13,7 @@ from federation_cases import Federation, ObservedGrid, federate, run_config_for
 import clients.app
 from fedkron.cli import main
 from fedkron.edge.runtime import Bundle
-from fedkron.errors import AdapterError, BundleError, RunError
+from fedkron.errors import AdapterError, BundleError, ConfigError, RunError
 from fedkron.exchange import load_adapter, load_terms
 from fedkron.layout import HEAD_BIAS
 from fedkron.rundir import ADAPTER, GROUPS, TERMS, group_directory
@@ -60,6 +60,19 @@ def test_bundle_of_a_run_answers_as_the_nodes_measured(
     assert main(["export", str(federation.folder)]) == 0
     measured = federation.log.rounds[-1].tasks["animals"].accuracy
     assert accuracy_of(federation.folder / "bundle", tasks / "animals") == pytest.approx(measured)
+
+
+@pytest.mark.parametrize("by", ["one", "task", "cluster"])
+def test_the_settings_rule_is_the_one_that_runs(
+    by: str, tmp_path: Path, tiny_bert: Path, tasks: Path
+) -> None:
+    def federation(rule: str) -> Federation:
+        return run(tmp_path / rule, tiny_bert, [tasks / "animals"], ({},) * 2, aggregation="merged",
+                   train__epochs=1, num_server_rounds=1, groups__by=by, robust__rule=rule)  # fmt: skip
+
+    assert federation("median").log.outcome == "completed"
+    with pytest.raises(ConfigError, match="'krum' needs at least 3 uploads"):
+        federation("krum")
 
 
 def test_same_run_twice_has_the_same_bytes(tmp_path: Path, tiny_bert: Path, tasks: Path) -> None:

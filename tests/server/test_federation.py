@@ -10,6 +10,7 @@ import pytest
 from federation_cases import Federation, federate, grid_of, run_config_for, save_tiny_bert, write_texts
 
 from fedkron.adapters import ADAPTER_KINDS, AdapterSpec, adapter_layout, attach
+from fedkron.audit import verify
 from fedkron.base import load_base
 from fedkron.compression import codec, decode, inspect_header, payload_sizes
 from fedkron.compression.shared_state import DIGEST_SIZE
@@ -17,7 +18,7 @@ from fedkron.errors import AdapterError, ConfigError, FedKronError, RunError
 from fedkron.exchange import load_adapter, load_head
 from fedkron.flower.wire import LAYOUT, PAYLOAD, deflated, unpack_broadcast
 from fedkron.layout import AdapterLayout, flatten
-from fedkron.rundir import ADAPTER, HEAD, LEDGER, NODES, OUTCOME, ROUNDS, SETTINGS
+from fedkron.rundir import ADAPTER, AUDIT, CHECKPOINT, HEAD, LEDGER, NODES, OUTCOME, ROUNDS, SETTINGS
 from fedkron.runlog import read_run
 from fedkron.settings import Settings, run_config
 
@@ -48,7 +49,16 @@ def layout_of(base: Path, spec: AdapterSpec = SPEC) -> AdapterLayout:
 def test_run_folder_holds_what_happened(two_tasks: Federation, tiny_bert: Path, tasks: Path) -> None:
     folder, log = two_tasks.folder, two_tasks.log
     names = {path.name for path in folder.iterdir()}
-    assert names == {SETTINGS, ADAPTER, ROUNDS, LEDGER, OUTCOME, NODES}
+    files = {SETTINGS, ADAPTER, CHECKPOINT, ROUNDS, LEDGER, OUTCOME, NODES, AUDIT, "audit-head.json"}
+    assert names - {f".{AUDIT}.lock"} == files
+    verified = verify(folder)
+    assert verified.rounds == 2
+    assert [e.event for e in verified.entries if e.event != "upload"] == [
+        "opened",
+        *["admitted", "aggregated"] * 2,
+        "ended",
+    ]
+    assert sum(entry.event == "upload" for entry in verified.entries) == 2 * 4
     assert json.loads((folder / OUTCOME).read_text()) == {"status": "completed"}
     written = json.loads((folder / SETTINGS).read_text())
     given = run_config_for(folder.parent, tiny_bert, tasks / "animals", tasks / "colours")
@@ -193,7 +203,7 @@ def test_head_can_be_shared_by_tasks_with_the_same_labels(
     assert adapter.state["head.weight"].shape == (2, 32)
     assert np.abs(adapter.state["head.weight"]).max() > 0
     assert run.log.rounds[-1].failures == ()
-    assert not (run.folder / NODES).exists()
+    assert not list((run.folder / NODES).rglob(HEAD))
 
 
 def test_shared_head_is_refused_by_name_where_the_labels_differ(
@@ -264,6 +274,7 @@ def test_half_of_the_nodes_train_in_a_round_chosen_by_the_seed_and_all_evaluate(
 
     first = uploads("first")
     assert Counter((round_, phase) for round_, phase, _ in first) == {
+        (0, "query"): 4,  # who they are: ids differ from run to run
         (1, "train"): 2,
         (1, "evaluate"): 4,
         (2, "train"): 2,
