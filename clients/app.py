@@ -33,6 +33,7 @@ from fedkron.exchange import HeadFile, save_head
 from fedkron.flower import ORIGIN, compressed_exchange, explained_errors
 from fedkron.flower.global_adapter import ARRAYS, TERMS
 from fedkron.flower.introductions import introduction_of
+from fedkron.flower.secure_client import answer_secure_queries, secure_exchange
 from fedkron.flower.strategy import TRAINS
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import HEAD_BIAS, HEAD_WEIGHT, AdapterLayout, State
@@ -42,7 +43,8 @@ from fedkron.settings import Settings
 CONFIG, METRICS = "config", "metrics"
 LOCAL_HEAD, HEAD_ONLY = "fedkron.head", "fedkron.head-only"
 
-app = ClientApp(mods=[explained_errors, compressed_exchange])
+app = ClientApp(mods=[explained_errors, compressed_exchange, secure_exchange])
+answer_secure_queries(app)
 
 
 @app.query()

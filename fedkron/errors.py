@@ -14,6 +14,7 @@
     │   └── UnknownStateError       a change of a state that the receiver does not have
     ├── TaskError       a task's data is missing or malformed
     ├── BundleError     an exported bundle is incomplete, damaged or foreign
+    ├── SecurityError   a key, share or list of nodes that secure aggregation must not accept
     └── RunError        a federated run could not start, or failed
 
 All are `ValueError`s: the caller handed us something that cannot be used. The message says what was
@@ -75,6 +76,10 @@ class TaskError(FedKronError):
 
 class BundleError(FedKronError):
     """An exported bundle is incomplete, damaged or foreign."""
+
+
+class SecurityError(FedKronError):
+    """A key, share, list of nodes or request that secure aggregation must not accept."""
 
 
 class RunError(FedKronError):

@@ -157,13 +157,14 @@ class PrivacySettings:
 
 @dataclass(frozen=True)
 class SecureSettings:
-    """`secure.*`: whether the server sees sums of uploads only; codes have `levels` values each, and
-    `threshold` of the nodes of a round must stay to its end.
+    """`secure.*`: whether the server sees sums of uploads only; codes have `levels` values each, the share
+    `threshold` of a round's nodes must stay to its end, and no node takes part with fewer than `min_nodes`.
     """
 
     aggregation: bool = False
-    levels: int = 15
+    levels: int = 5
     threshold: float = 0.6
+    min_nodes: int = 3
 
 
 @dataclass(frozen=True)
@@ -304,8 +305,9 @@ def _check_values(settings: Settings) -> None:
         ("robust.attackers", settings.robust.attackers, 0, 0.49),
         ("privacy.noise-multiplier", settings.privacy.noise_multiplier, 0, None),
         ("privacy.delta", settings.privacy.delta, 0, 0.1),
-        ("secure.levels", settings.secure.levels, 3, 255),
-        ("secure.threshold", settings.secure.threshold, 0, 1),
+        ("secure.levels", settings.secure.levels, 2, 255),
+        ("secure.threshold", settings.secure.threshold, 0.5, 1),
+        ("secure.min-nodes", settings.secure.min_nodes, 3, None),
         ("server.proximal-mu", settings.server.proximal_mu, 0, None),
         ("train.epochs", train.epochs, 1, None),
         ("train.batch-size", train.batch_size, 1, None),
@@ -362,9 +364,25 @@ def _check_combination(settings: Settings) -> None:
             server in SERVER_OPTIMIZERS and (groups != ONE_GROUP or aggregation == "stacked"),
             "groups.by = 'one', and not with aggregation = 'stacked'",
         ),
+        *_excluded_by_secure_aggregation(settings),
     ):
         if excluded:
             raise ConfigError(f"run-config key {key!r} is {value!r}: it goes only with {others}")
+
+
+def _excluded_by_secure_aggregation(settings: Settings) -> list[tuple[str, str, bool, str]]:
+    """What needs single uploads cannot be had where the server sees their sum only."""
+    secure = settings.secure.aggregation
+    return [
+        (key, value, secure and value not in allowed, f"secure.aggregation = false (with it: {allowed[0]!r})")
+        for key, value, allowed in (
+            ("aggregation", settings.aggregation, ("factorwise",)),
+            ("groups.by", settings.groups.by, (ONE_GROUP,)),
+            ("adapter.sizes", settings.adapter.sizes, (EQUAL_SIZES,)),
+            ("robust.rule", settings.robust.rule, (MEAN,)),
+            ("privacy.kind", settings.privacy.kind, (NO_PRIVACY, LOCAL_PRIVACY)),
+        )
+    ]
 
 
 def _check_codec(key: str, name: str) -> None:

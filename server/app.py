@@ -12,12 +12,14 @@ from flwr.serverapp import Grid, ServerApp
 from fedkron.flower import CompressedGrid, RoundReport
 from fedkron.flower.global_adapter import FOR_ALL, GlobalAdapter, Sent, is_adapter
 from fedkron.flower.unopened_grid import UnopenedGrid
+from fedkron.flower.uploads import plain_uploads
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import Ledger
 from fedkron.rundir import LEDGER, run_directory
 from fedkron.settings import Settings
 from server.record import Held, RunRecord
+from server.secure import secured
 from server.strategy import strategy_of
 
 app = ServerApp()
@@ -46,11 +48,13 @@ def main(grid: Grid, context: Context) -> None:
             agreed = {name: _agreed(sent, compressed) for name, sent in adapters.held().items()}
             record.finish_round(report, agreed, _terms(adapters.held()[FOR_ALL], compressed))
 
-        strategy = strategy_of(settings, layout, nodes, on_round, compressed.uploads)
+        secure = settings.secure.aggregation
+        uploads = plain_uploads if secure else compressed.uploads
+        strategy = strategy_of(settings, layout, nodes, on_round, uploads)
         strategy.adapters.adopt(0, to_arrays(initial))
         random.seed(settings.seed)  # Flower's strategies choose their clients with it
         strategy.start(
-            compressed,
+            secured(compressed, settings) if secure else compressed,
             to_arrays(_agreed(strategy.adapters.held()[FOR_ALL], compressed).state),
             num_rounds=settings.num_server_rounds,
             timeout=settings.round_timeout,
