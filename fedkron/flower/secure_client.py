@@ -134,6 +134,7 @@ class _Upload:
         self._roster: Roster = session.roster
         (arrays,) = message.content.array_records.values()
         self._received: State = to_state(arrays)
+        self._settings = wire.settings_in(message)
         check_contract(self._roster, contract_of(wire.shapes(self._received)))
         check_own(session.secrets, context.node_id, self._roster)
         sharing = wire.nodes_from_bytes(wire.field(request, wire.NODES))
@@ -168,7 +169,8 @@ class _Upload:
         accumulated = update if residual is None else update + residual
         codes, left_out = quantize(accumulated, sizes, self._steps, session.levels)
         form = form_of(self._roster, sizes)
-        binding = binding_of(self._roster, self._sharing, self._steps.tobytes(), received.tobytes())
+        alike = (self._steps.tobytes(), self._settings, received.tobytes())
+        binding = binding_of(self._roster, self._sharing, *alike)
         words = form.pack(codes, magnitudes(accumulated, sizes))
         secrets = self._session.secrets
         words += total_mask(

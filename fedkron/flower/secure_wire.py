@@ -100,6 +100,14 @@ def parts(data: bytes, size: int) -> list[bytes]:
     return [data[start : start + size] for start in range(0, len(data), size)]
 
 
+def settings_in(message: Message) -> bytes:
+    """All that a training message says besides arrays and this protocol's record, the same for the same."""
+    content = message.content
+    records = {**content.config_records, **content.metric_records}
+    said = [(key, sorted(record.items())) for key, record in sorted(records.items()) if key != SECURE]
+    return repr(said).encode()
+
+
 def in_order(state: State) -> list[str]:
     """The order of tensors in a masked upload: by name, which both sides know."""
     return sorted(state)

@@ -61,7 +61,7 @@ class Packing:
         return words
 
     def unpack(self, words: Words, count: int) -> npt.NDArray[np.uint32]:
-        """The `count` numbers, or sums of numbers, in words; raises `SecurityError` for what nobody packed."""
+        """The `count` numbers, or sums of numbers, in words; `SecurityError` for what nobody packed."""
         words = words & np.uint64((1 << 8 * self.word_bytes) - 1)
         numbers = np.empty((self.digits, words.size), np.uint32)
         for digit in range(self.digits):

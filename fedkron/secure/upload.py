@@ -105,14 +105,14 @@ def check_contract(roster: Roster, contract: bytes) -> None:
         raise ContractError("the tensors that were sent are not those that the round was announced for")
 
 
-def binding_of(roster: Roster, sharing: Sequence[int], steps: bytes, received: bytes) -> bytes:
+def binding_of(roster: Roster, sharing: Sequence[int], *sent: bytes) -> bytes:
     """A hash of all that the nodes of a round have to have been sent alike, 32 bytes.
 
-    `received` are the tensors to start from. A server that sends one node another adapter, or other steps, so
-    that the sum tells that node's part (Pasquini et al. 2022, CCS, "Eluding Secure Aggregation"), gets noise.
+    A server that sends one node another adapter, other steps or other settings, so that the sum tells that
+    node's part (Pasquini et al. 2022, CCS, "Eluding Secure Aggregation"), gets noise.
     """
-    parts = b"".join(node.to_bytes(8) for node in sharing), steps, received
-    return digest(b"binding", roster.transcript, *(digest(b"part", part) for part in parts))
+    nodes = b"".join(node.to_bytes(8) for node in sharing)
+    return digest(b"binding", roster.transcript, *(digest(b"part", part) for part in (nodes, *sent)))
 
 
 def _checksum(round_: int, binding: bytes, body: bytes) -> int:
