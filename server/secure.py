@@ -9,8 +9,11 @@ from fedkron.layout import HEAD_BIAS, HEAD_WEIGHT
 from fedkron.secure.roster import Policy
 from fedkron.settings import Settings
 
-STEPS_OF_A_ROUND = 10
-"""Mean magnitude of a first update in learning rates: AdamW moves an element by at most one in each step."""
+FIRST_MAGNITUDE = 3.0
+"""Mean magnitude of a first update in learning rates. AdamW moves an element by one learning rate in a step at
+most, and to and fro: 2 were measured after 8 steps. Too little is better than too much: what is clipped still has its
+sign, what is rounded to zero has nothing.
+"""
 
 
 def secured(grid: Grid, settings: Settings) -> SecureGrid:
@@ -19,7 +22,7 @@ def secured(grid: Grid, settings: Settings) -> SecureGrid:
 
     def magnitude(tensor: str) -> float:
         head = tensor in (HEAD_WEIGHT, HEAD_BIAS)
-        return STEPS_OF_A_ROUND * (train.head_learning_rate if head else train.learning_rate)
+        return FIRST_MAGNITUDE * (train.head_learning_rate if head else train.learning_rate)
 
     policy = Policy(secure.threshold, secure.min_nodes)
     return SecureGrid(grid, levels=secure.levels, policy=policy, magnitude=magnitude)
