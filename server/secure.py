@@ -10,9 +10,9 @@ from fedkron.secure.roster import Policy
 from fedkron.settings import Settings
 
 FIRST_MAGNITUDE = 3.0
-"""Mean magnitude of a first update in learning rates. AdamW moves an element by one learning rate in a step at
-most, and to and fro: 2 were measured after 8 steps. Too little is better than too much: what is clipped still has its
-sign, what is rounded to zero has nothing.
+"""Mean magnitude of a first update in learning rates. AdamW moves an element by one in a step at most, to and
+fro: 2 were measured after 8 steps. Too little is better than too much: what is clipped still has its sign,
+what is rounded to zero has nothing.
 """
 
 

@@ -82,15 +82,20 @@ CHANGED: dict[str, object] = {
     "groups.by": "cluster",
     "groups.clusters": 4,
     "groups.warm-up": 3,
+    "secure.aggregation": False,
+    "secure.levels": 3,
+    "secure.threshold": 0.75,
+    "secure.min-nodes": 5,
 }
 # What does not go together with some of these.
 OTHERWISE = CHANGED | {"adapter.sizes": "own", "groups.by": "one"}
+MASKED = CHANGED | {"aggregation": "factorwise", "groups.by": "one", "secure.aggregation": True}
 
 
 def test_every_key_survives_the_round_trip() -> None:
-    assert CHANGED.keys() == OTHERWISE.keys() == DEFAULTS.keys()
-    assert all({CHANGED[key], OTHERWISE[key]} != {value} for key, value in DEFAULTS.items())
-    for config in (CHANGED, OTHERWISE):
+    assert CHANGED.keys() == OTHERWISE.keys() == MASKED.keys() == DEFAULTS.keys()
+    assert all({CHANGED[key], OTHERWISE[key], MASKED[key]} != {value} for key, value in DEFAULTS.items())
+    for config in (CHANGED, OTHERWISE, MASKED):
         assert run_config(Settings.from_run_config(config)) == config
 
 
@@ -108,6 +113,19 @@ def test_every_key_survives_the_round_trip() -> None:
         ),
         ({"server.strategy": "fedadam", "groups.by": "task"}, "'server.strategy' is 'fedadam': it goes only"),
         ({"server.strategy": "fedavgm", "aggregation": "stacked"}, "'server.strategy' is 'fedavgm': it goes"),
+        *(
+            (
+                {"secure.aggregation": True, **others},
+                f"{key!r} is {others[key]!r}: it goes only with secure.aggregation = false "
+                f"(with it: {wanted!r})",
+            )
+            for key, wanted, others in (
+                ("aggregation", "factorwise", {"aggregation": "merged"}),
+                ("groups.by", "one", {"groups.by": "task"}),
+                ("robust.rule", "mean", {"robust.rule": "median"}),
+                ("privacy.kind", "none", {"privacy.kind": "central"}),
+            )
+        ),
     ],
 )
 def test_what_does_not_go_together_is_refused_with_what_would(config: dict[str, object], said: str) -> None:

@@ -268,7 +268,7 @@ def test_an_invented_node_is_found_out_where_identities_are_known(tmp_path: Path
     keys = [advertise(session(), node, identity)[1] for node, identity in enumerate(identities)]
     assert roster(session(), keys, Policy(peers=peers)).nodes == (0, 1, 2)
     invented = advertise(session(), 9, new_identity())[1]
-    with pytest.raises(SecurityError, match="node 9 has the identity .* not in the list"):
+    with pytest.raises(SecurityError, match=r"node 9 has the identity .* not in the list"):
         roster(session(), [*keys, invented], Policy(peers=peers))
 
 

@@ -1,4 +1,4 @@
-"""Secret sharing against the polynomial itself: enough shares give it, fewer fit every secret equally well."""
+"""Secret sharing against the polynomial itself: enough shares give it, fewer fit every secret."""
 
 from itertools import combinations
 
