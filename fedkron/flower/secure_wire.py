@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedkron.errors import PayloadError, UnknownVersionError
 from fedkron.flower.wire import PackedBytes
@@ -103,8 +103,8 @@ def parts(data: bytes, size: int) -> list[bytes]:
 def settings_in(message: Message) -> bytes:
     """All that a training message says besides arrays and this protocol's record, the same for the same."""
     content = message.content
-    records = {**content.config_records, **content.metric_records}
-    said = [(key, sorted(record.items())) for key, record in sorted(records.items()) if key != SECURE]
+    records: dict[str, ConfigRecord | MetricRecord] = {**content.config_records, **content.metric_records}
+    said = [(key, sorted(records[key].items())) for key in sorted(records) if key != SECURE]
     return repr(said).encode()
 
 
