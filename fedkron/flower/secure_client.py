@@ -22,9 +22,11 @@ from fedkron.flower.secure_memory import (
     keep_residual,
     kept_residual,
     last_round,
+    own_name,
     remember,
     remembered,
 )
+from fedkron.flower.secure_once import claim
 from fedkron.flower.secure_policy import node_policy
 from fedkron.flower.wire import replace_records, round_of, to_state
 from fedkron.layout import State
@@ -49,13 +51,14 @@ def keys(message: Message, context: Context) -> Message:
     session = Session.from_bytes(wire.field(wire.secure_record(message), wire.SESSION))
     if session.run != context.run_id or session.round != round_of(message):
         raise SecurityError(f"asked for keys of run {session.run}, round {session.round}: it is another one")
-    if session.round <= (last := last_round(context)):
+    if session.round <= (last := last_round(context, session.run)):
         raise SecurityError(f"asked for keys of round {session.round}, but round {last} has been answered")
     if not MIN_LEVELS <= session.levels <= MAX_LEVELS:
         raise SecurityError(
             f"codes with {session.levels} levels are not between {MIN_LEVELS} and {MAX_LEVELS}"
         )
     secrets, advertisement = advertise(session, context.node_id, node_policy(context).identity)
+    own_name(context)
     remember(context, Remembered(session, secrets))
     return wire.answer(message, {wire.ADVERTISEMENT: advertisement.to_bytes()})
 
@@ -70,6 +73,7 @@ def shares(message: Message, context: Context) -> Message:
         raise SecurityError(f"a second list of nodes came in round {session.session.round}")
     advertisements = read_advertisements(wire.field(wire.secure_record(message), wire.ROSTER))
     members = roster(session.session, advertisements, node_policy(context).rounds)
+    claim(session.secrets.to_bytes(), "share its secrets")
     sealed = share(session.secrets, context.node_id, members)
     remember(context, session.with_roster(members))
     return wire.answer(
@@ -97,6 +101,9 @@ def secure_exchange(message: Message, context: Context, call_next: ClientAppCall
     upload = _Upload(request, message, context)
     reply = call_next(message, context)
     if not reply.has_error():
+        if len(reply.content.array_records) != 1:
+            raise SecurityError("the app must answer with one record of arrays: a mask is for one")
+        upload.claim()
         reply.content = replace_records(reply.content, lambda r: isinstance(r, ArrayRecord), upload.masked)
     return reply
 
@@ -113,8 +120,9 @@ def unmask(message: Message, context: Context) -> Message:
         )
     survivors = wire.nodes_from_bytes(wire.field(wire.secure_record(message), wire.NODES))
     found = revealed(context.node_id, session.roster, session.held, survivors)
+    claim(session.secrets.to_bytes(), "reveal shares")
     # From here on the upload counts as arrived: what it left out is all that is left to send.
-    keep_residual(context, session.session.contract, session.left_out, round_=session.session.round)
+    keep_residual(context, session.session, session.left_out)
     forget(context)
     return wire.answer(message, {wire.REVEALED: b"".join(found.values())})
 
@@ -155,6 +163,11 @@ class _Upload:
         if not np.isfinite(self._steps).all():
             raise SecurityError("a step is not finite")
 
+    def claim(self) -> None:
+        """Take this round for this session: no other, at the same moment, may upload in it."""
+        session = self._session.session
+        claim(own_name(self._context) + session.run.to_bytes(8) + session.round.to_bytes(4), "upload")
+
     def masked(self, key: str, record: object) -> ConfigRecord:  # noqa: ARG002
         """The masked upload in the place of the trained arrays."""
         assert isinstance(record, ArrayRecord)
@@ -178,5 +191,5 @@ class _Upload:
         )
         remember(context, Remembered(session, secrets, self._roster, self._held, left_out))
         # Until the server adds this upload up, nothing of it counts as sent.
-        keep_residual(context, session.contract, accumulated, round_=session.round)
+        keep_residual(context, session, accumulated)
         return ConfigRecord({wire.MASKED: form.to_bytes(words, session.round, binding)})

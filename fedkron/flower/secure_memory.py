@@ -6,6 +6,7 @@ session are there until its shares are revealed or the next session begins.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,7 +20,7 @@ from fedkron.secure import shamir
 from fedkron.secure.member import Secrets, Shares
 from fedkron.secure.roster import Roster, Session, read_advertisements
 
-_SESSION, _RESIDUAL = "fedkron.secure.session", "fedkron.secure.residual"
+_SESSION, _RESIDUAL, _NAME = "fedkron.secure.session", "fedkron.secure.residual", "fedkron.secure.name"
 
 
 @dataclass(frozen=True)
@@ -89,19 +90,29 @@ def kept_residual(context: Context, contract: bytes) -> Vector | None:
     return np.frombuffer(_bytes(record, "residual"), np.float32)
 
 
-def keep_residual(context: Context, contract: bytes, residual: Vector, *, round_: int) -> None:
+def keep_residual(context: Context, session: Session, residual: Vector) -> None:
     """Keep what the next upload has to make up for, and the last round that was answered."""
     context.state[_RESIDUAL] = ConfigRecord(
-        {"contract": contract, "residual": residual.tobytes(), "round": round_}
+        {"contract": session.contract, "residual": residual.tobytes(), "last": session.to_bytes()}
     )
 
 
-def last_round(context: Context) -> int:
-    """The last round in which this node has made an upload; 0 before the first."""
+def last_round(context: Context, run: int) -> int:
+    """The last round of a run in which this node has made an upload; 0 before the first."""
     record = context.state.get(_RESIDUAL)
-    round_ = record["round"] if isinstance(record, ConfigRecord) else 0
-    assert isinstance(round_, int)
-    return round_
+    if not isinstance(record, ConfigRecord):
+        return 0
+    last = Session.from_bytes(_bytes(record, "last"))
+    # Flower may hand a node's state on to a later run, which counts from 1 again.
+    return last.round if last.run == run else 0
+
+
+def own_name(context: Context) -> bytes:
+    """32 random bytes that name this node to itself, drawn when they are first asked for."""
+    record = context.state.get(_NAME)
+    if not isinstance(record, ConfigRecord):
+        record = context.state[_NAME] = ConfigRecord({"name": secrets.token_bytes(32)})
+    return _bytes(record, "name")
 
 
 def _bytes(record: ConfigRecord, key: str) -> bytes:

@@ -2,10 +2,11 @@
 
 import random
 from collections.abc import Callable, Collection, Iterable, Mapping
+from copy import deepcopy
 
 import numpy as np
 import pytest
-from flwr.app import ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 from seam_cases import SHAPES, State, examples_of, initial, pull, record, state_of, target_of, third_party_app
@@ -292,6 +293,53 @@ def test_the_other_share_of_a_node_cannot_be_had_by_asking_again() -> None:
     assert "no round of secure aggregation is under way" in reply.error.reason
 
 
+def test_a_server_that_asks_twice_at_the_same_moment_gets_one_answer() -> None:
+    """As two processes would: each with a copy of the node's state as it was before."""
+    heard: dict[str, str] = {}
+
+    def ask_with_a_copy(message: Message) -> None:
+        context = nodes.contexts[FIRST]
+        before = {key: deepcopy(found) for key, found in context.state.items()}
+        reply = nodes._answer(transported(message))
+        assert not reply.has_error()
+        context.state.clear()
+        context.state.update(before)
+        heard[message.metadata.message_type] = nodes._answer(transported(message)).error.reason
+        context.state.clear()
+        context.state.update(before)
+
+    for stage in (UNMASK, TRAIN, SHARES):  # each in a federation of its own: node 0 is out after it
+        nodes = UnreliableGrid(secure_app(), 4, changes={(stage, 0): ask_with_a_copy})
+        federate(nodes)
+    assert heard.keys() == {SHARES, TRAIN, UNMASK}
+    assert all("twice in one round" in reason for reason in heard.values())
+
+
+def test_a_second_session_of_a_round_cannot_upload_while_the_first_one_trains() -> None:
+    """Both uploads would be of the same update, in the sums of different nodes."""
+    nodes = UnreliableGrid(secure_app(), 4)
+    heard: list[str] = []
+
+    def second_session(message: Message) -> None:
+        if heard:
+            return
+        heard.append("begun")
+        context = nodes.contexts[FIRST]
+        before = {key: deepcopy(found) for key, found in context.state.items()}
+        assert not nodes._answer(transported(message)).has_error()  # the first session's upload
+        context.state.clear()
+        context.state.update(before)
+        others = UnreliableGrid(secure_app(), 4)
+        others.contexts[FIRST].state = context.state
+        federate(others)
+        heard[:] = [reply.error.reason for reply in others.up if reply.has_error()]
+
+    nodes.changes = {(TRAIN, 0): second_session}
+    federate(nodes)
+    assert len(heard) == 1
+    assert "asked to upload twice in one round" in heard[0]
+
+
 def put(key: str, change: Callable[[bytes], bytes]) -> Change:
     def changed(message: Message) -> None:
         found = message.content.config_records[SECURE]
@@ -383,6 +431,23 @@ def test_without_a_request_the_mod_does_nothing() -> None:
     assert all(np.array_equal(found[0][name], found[1][name]) for name in SHAPES)
 
 
+def test_an_app_that_answers_with_two_records_masks_neither() -> None:
+    app = ClientApp(mods=[secure_exchange])
+    answer_secure_queries(app)
+
+    @app.train()
+    def train(message: Message, _: Context) -> Message:
+        arrays = message.content["arrays"]
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": arrays, "more": arrays, "metrics": metrics}), reply_to=message)
+
+    grid = SecureGrid(UnreliableGrid(app, 3))
+    content = RecordDict({"arrays": record(initial()), "config": ConfigRecord({"server-round": 1})})
+    replies = list(grid.send_and_receive([Message(content, FIRST + i, TRAIN) for i in range(3)]))
+    assert len(replies) == 3
+    assert all("a mask is for one" in reply.error.reason for reply in replies)
+
+
 def test_what_did_not_get_into_the_sum_is_sent_with_the_next_upload() -> None:
     nodes = UnreliableGrid(secure_app(), 4, silent=[(TRAIN, 3)])
     federate(nodes, levels=15)
@@ -391,7 +456,8 @@ def test_what_did_not_get_into_the_sum_is_sent_with_the_next_upload() -> None:
     update = flat(pull(initial(), 3)) - flat(initial())
     assert np.allclose(lost, update, atol=1e-6)
     assert np.linalg.norm(arrived) < 0.5 * np.linalg.norm(flat(pull(initial(), 0)) - flat(initial()))
-    assert last_round(nodes.contexts[FIRST + 3]) == last_round(nodes.contexts[FIRST]) == 1
+    assert [last_round(nodes.contexts[FIRST + i], run=1) for i in (3, 0)] == [1, 1]
+    assert last_round(nodes.contexts[FIRST], run=2) == 0
 
 
 def test_nothing_secret_stays_on_a_node_after_a_round() -> None:
@@ -399,7 +465,11 @@ def test_nothing_secret_stays_on_a_node_after_a_round() -> None:
     federate(nodes)
     for context in nodes.contexts.values():
         assert "fedkron.secure.session" not in context.state
-        assert set(context.state) == {"fedkron.shared.arrays", "fedkron.secure.residual"}
+        assert set(context.state) == {
+            "fedkron.shared.arrays",
+            "fedkron.secure.residual",
+            "fedkron.secure.name",
+        }
 
 
 def test_sessions_and_nodes_survive_the_wire() -> None:
