@@ -35,6 +35,7 @@ from fedkron.flower import ORIGIN, compressed_exchange, explained_errors
 from fedkron.flower.durable_state import durable_state
 from fedkron.flower.global_adapter import ARRAYS, TERMS
 from fedkron.flower.introductions import introduction_of
+from fedkron.flower.secure_client import answer_secure_queries, secure_exchange
 from fedkron.flower.strategy import TRAINS
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import HEAD_BIAS, HEAD_WEIGHT, AdapterLayout, State
@@ -49,7 +50,8 @@ def _own_folder(context: Context) -> Path:
     return _node(context)[1].directory
 
 
-app = ClientApp(mods=[explained_errors, durable_state(_own_folder), compressed_exchange])
+app = ClientApp(mods=[explained_errors, durable_state(_own_folder), compressed_exchange, secure_exchange])
+answer_secure_queries(app)
 
 
 @app.query()

@@ -16,6 +16,7 @@
     ├── TaskError       a task's data is missing or malformed
     ├── BundleError     an exported bundle is incomplete, damaged or foreign
     ├── AuditError      an audit log that was altered, or does not fit its run
+    ├── SecurityError   a key, share or list of nodes that secure aggregation must not accept
     └── RunError        a federated run could not start, or failed
 
 All are `ValueError`s: the caller handed us something that cannot be used. The message says what was
@@ -85,6 +86,10 @@ class BundleError(FedKronError):
 
 class AuditError(FedKronError):
     """An audit log that was altered, or does not fit its run; or an entry that may not be in one."""
+
+
+class SecurityError(FedKronError):
+    """A key, share, list of nodes or request that secure aggregation must not accept."""
 
 
 class RunError(FedKronError):

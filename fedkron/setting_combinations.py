@@ -7,6 +7,7 @@ from fedkron.errors import ConfigError
 from fedkron.settings import (
     ADAPTIVE_CLIPPING,
     CENTRAL_PRIVACY,
+    EQUAL_SIZES,
     LOCAL_PRIVACY,
     ONE_GROUP,
     OWN_SIZES,
@@ -73,6 +74,21 @@ def check_combination(settings: Settings) -> None:
             robust and aggregation not in ("factorwise", "merged"),
             "aggregation = 'factorwise' or 'merged'",
         ),
+        *_excluded_by_secure_aggregation(settings),
     ):
         if excluded:
             raise ConfigError(f"run-config key {key!r} is {value!r}: it goes only with {others}")
+
+
+def _excluded_by_secure_aggregation(settings: Settings) -> list[tuple[str, str, bool, str]]:
+    """What needs single uploads cannot be had where the server sees their sum only."""
+    secure = settings.secure.aggregation
+    return [
+        (key, value, secure and value != allowed, f"secure.aggregation = false (with it: {allowed!r})")
+        for key, value, allowed in (
+            ("aggregation", settings.aggregation, "factorwise"),
+            ("groups.by", settings.groups.by, ONE_GROUP),
+            ("adapter.sizes", settings.adapter.sizes, EQUAL_SIZES),
+            ("robust.rule", settings.robust.rule, MEAN),
+        )
+    ]

@@ -149,13 +149,14 @@ class PrivacySettings:
 
 @dataclass(frozen=True)
 class SecureSettings:
-    """`secure.*`: whether the server sees sums of uploads only; codes have `levels` values each, and
-    `threshold` of the nodes of a round must stay to its end.
+    """`secure.*`: whether the server sees sums of uploads only; codes have `levels` values each, the share
+    `threshold` of a round's nodes must stay to its end, and no node takes part with fewer than `min_nodes`.
     """
 
     aggregation: bool = False
-    levels: int = 15
+    levels: int = 5
     threshold: float = 0.6
+    min_nodes: int = 3
 
 
 @dataclass(frozen=True)
@@ -299,8 +300,9 @@ def _check_values(settings: Settings) -> None:
         ("robust.attackers", settings.robust.attackers, 0, 0.49),
         ("privacy.noise-multiplier", settings.privacy.noise_multiplier, 0, None),
         ("privacy.delta", settings.privacy.delta, 0, 0.1),
-        ("secure.levels", settings.secure.levels, 3, 255),
-        ("secure.threshold", settings.secure.threshold, 0, 1),
+        ("secure.levels", settings.secure.levels, 2, 255),
+        ("secure.threshold", settings.secure.threshold, 0.5, 1),
+        ("secure.min-nodes", settings.secure.min_nodes, 3, None),
         ("server.proximal-mu", settings.server.proximal_mu, 0, None),
         ("train.epochs", train.epochs, 1, None),
         ("train.batch-size", train.batch_size, 1, None),

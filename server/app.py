@@ -15,6 +15,7 @@ from fedkron.flower import CompressedGrid, RoundReport
 from fedkron.flower.global_adapter import FOR_ALL, GlobalAdapter, Sent, is_adapter
 from fedkron.flower.ordered_grid import OrderedGrid
 from fedkron.flower.unopened_grid import UnopenedGrid
+from fedkron.flower.uploads import plain_uploads
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import Ledger
@@ -23,6 +24,7 @@ from fedkron.settings import EQUAL_SIZES, ONE_GROUP, Settings
 from server.audit_trail import AuditTrail
 from server.checkpoint import Checkpoint, load_checkpoint, restored, save_checkpoint
 from server.record import Held, RunRecord
+from server.secure import secured
 from server.strategy import strategy_of
 
 app = ServerApp()
@@ -93,14 +95,16 @@ def _federate(grid: Grid, settings: Settings, place: Place, checkpoint: Checkpoi
         terms = _terms(adapters.held()[FOR_ALL], compressed)
         place.trail.aggregated(report.round, place.record.save_adapters(report, agreed, terms))
         place.record.finish_round(report)
-        state = strategy.snapshot(), compressed.snapshot()
+        steps = {} if secure is None else secure.snapshot()
+        state = strategy.snapshot(), compressed.snapshot(), steps
         save_checkpoint(place.folder, Checkpoint(began, layout.contract, nodes, *state))
 
+    secure = secured(compressed, settings) if settings.secure.aggregation else None
     strategy = strategy_of(
         settings,
         layout,
         nodes,
-        uploads=compressed.uploads,
+        uploads=compressed.uploads if secure is None else plain_uploads,
         on_verdict=place.trail.judged,
         on_round=on_round,
     )
@@ -110,14 +114,17 @@ def _federate(grid: Grid, settings: Settings, place: Place, checkpoint: Checkpoi
         and settings.groups.by == ONE_GROUP
         and settings.adapter.sizes == EQUAL_SIZES
     )
-    ordered = OrderedGrid(compressed, timeout=settings.round_timeout)
+    seen = secure or compressed
+    ordered = OrderedGrid(seen, timeout=settings.round_timeout)
     if checkpoint is None:
         strategy.adapters.adopt(0, to_arrays(initial))
         arrays, done = to_arrays(_agreed(strategy.adapters.held()[FOR_ALL], compressed).state), 0
     else:
         arrays, done = restored(checkpoint, strategy, compressed, ordered.origins()), checkpoint.round
+        if secure is not None:
+            secure.restore(checkpoint.steps)
     strategy.start(
-        compressed if all_the_same else ordered,
+        seen if all_the_same else ordered,
         arrays,
         num_rounds=settings.num_server_rounds - done,
         timeout=settings.round_timeout,

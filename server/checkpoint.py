@@ -31,6 +31,8 @@ class Checkpoint:
     nodes: int
     strategy: Mapping[str, Tree]
     grid: Mapping[str, Tree]
+    steps: Mapping[str, Tree]
+    """Of secure aggregation, which learns them as it goes."""
 
     @property
     def round(self) -> int:

@@ -143,6 +143,7 @@ def test_a_program_imports_no_other_program_and_nothing_that_stands_on_top(progr
         "fedkron.compression",
         "fedkron.aggregation",
         "fedkron.audit",
+        "fedkron.secure",
         "fedkron.edge.device_adapter",
         "fedkron.edge.slot",
         *sorted(DEVICE),
@@ -166,7 +167,8 @@ def test_adapters_reach_neither_flower_nor_onnx() -> None:
 
 
 @pytest.mark.parametrize(
-    "room", ["fedkron.adapters", "fedkron.compression", "fedkron.aggregation", "fedkron.ledger"]
+    "room",
+    ["fedkron.adapters", "fedkron.compression", "fedkron.aggregation", "fedkron.secure", "fedkron.ledger"],
 )
 def test_these_rooms_know_nothing_of_each_other_but_layout_kinds_and_errors(room: str) -> None:
     for name in modules_of(room):

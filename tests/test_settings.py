@@ -86,9 +86,10 @@ CHANGED: dict[str, object] = {
     "groups.warm-up": 3,
     "resume": True,
     "admission.norm-limit": 4.0,
-    "secure.aggregation": True,
-    "secure.levels": 255,
-    "secure.threshold": 0.7,
+    "secure.aggregation": False,
+    "secure.levels": 3,
+    "secure.threshold": 0.75,
+    "secure.min-nodes": 5,
     "privacy.kind": "local",
     "privacy.clipping": "fixed",
     "privacy.clipping-norm": 0.25,
@@ -101,16 +102,22 @@ PRIVATE = CHANGED | {
     "aggregation": "factorwise",
     "groups.by": "one",
     "robust.rule": "mean",
-    "secure.aggregation": False,
     "privacy.kind": "central",
     "privacy.clipping": "adaptive",
+}
+MASKED = CHANGED | {
+    "aggregation": "factorwise",
+    "groups.by": "one",
+    "robust.rule": "mean",
+    "secure.aggregation": True,
 }
 
 
 def test_every_key_survives_the_round_trip() -> None:
-    assert CHANGED.keys() == OTHERWISE.keys() == PRIVATE.keys() == DEFAULTS.keys()
-    assert all({CHANGED[key], OTHERWISE[key], PRIVATE[key]} != {value} for key, value in DEFAULTS.items())
-    for config in (CHANGED, OTHERWISE, PRIVATE):
+    assert DEFAULTS.keys() == CHANGED.keys()
+    configs = (CHANGED, OTHERWISE, PRIVATE, MASKED)
+    assert all({config[key] for config in configs} != {value} for key, value in DEFAULTS.items())
+    for config in configs:
         assert run_config(Settings.from_run_config(config)) == config
 
 
@@ -168,6 +175,18 @@ def test_central_privacy_goes_with_all_that_the_server_does_afterwards(strategy:
         (
             {"robust.rule": "median", "adapter.sizes": "own", "aggregation": "merged"},
             "'robust.rule' is 'median': it goes only with adapter.sizes = 'equal'",
+        ),
+        *(
+            (
+                {"secure.aggregation": True, **others},
+                f"{key!r} is {others[key]!r}: it goes only with secure.aggregation = false "
+                f"(with it: {wanted!r})",
+            )
+            for key, wanted, others in (
+                ("aggregation", "factorwise", {"aggregation": "merged"}),
+                ("groups.by", "one", {"groups.by": "task"}),
+                ("robust.rule", "mean", {"robust.rule": "median"}),
+            )
         ),
     ],
 )
@@ -243,6 +262,10 @@ def test_float_that_is_not_finite_is_refused(key: str, value: float) -> None:
         ("fraction-train", 0.0, "must be greater than 0"),
         ("fraction-evaluate", 1.01, "must be between 0 and 1"),
         ("fraction-evaluate", -1.0, "must be between 0 and 1"),
+        ("secure.levels", 1, "must be between 2 and 255"),
+        ("secure.levels", 256, "must be between 2 and 255"),
+        ("secure.threshold", 0.4, "must be between 0.5 and 1"),
+        ("secure.min-nodes", 2, "must be at least 3"),
         ("max-failure-fraction", 2.0, "must be between 0 and 1"),
         ("max-failure-fraction", -0.5, "must be between 0 and 1"),
         ("round-timeout", 0.0, "must be greater than 0"),

@@ -22,6 +22,7 @@ from flwr.common import log
 
 from fedkron.errors import SnapshotError
 from fedkron.exchange import Tree, load_snapshot, save_snapshot
+from fedkron.flower.secure_memory import NAME, SESSION
 from fedkron.flower.strategy import RESUMES
 from fedkron.flower.wire import round_of
 
@@ -29,6 +30,11 @@ Mod = Callable[[Message, Context, ClientAppCallable], Message]
 
 STATE = "state"
 """Folder of a node's states in its own folder."""
+
+NEVER_KEPT = frozenset({SESSION})
+
+_PLACE = "fedkron.durable"
+"""Key in the state: in which file it is kept."""
 
 KEPT_ROUNDS = 2
 """A round that is repeated needs the one before it."""
@@ -41,21 +47,28 @@ def durable_state(folder_of: Callable[[Context], Path]) -> Mod:
     """The mod; put it right before `compressed_exchange`. `folder_of` names the node's own folder.
 
     Files lie in `state/RUN/` there, RUN being the id of the run in which the first round was. One that is
-    damaged is left out with a warning: what it held is lost, and the node goes on with what it has.
+    damaged is left out with a warning: what it held is lost, and the node goes on with what it has. The
+    secrets of a round of secure aggregation are never written: a round that is repeated has others.
     """
 
     def mod(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
         kind = message.metadata.message_type.partition(".")[0]
-        if kind not in (MessageType.TRAIN, MessageType.EVALUATE):
-            return call_next(message, context)
-        folder = folder_of(context) / STATE / _run_of(message, context)
-        number, trains = round_of(message), kind == MessageType.TRAIN
-        rounds = _kept_rounds(folder)
-        if (trains and any(kept >= number for kept in rounds)) or not context.state:
-            context.state = _found(folder, [kept for kept in rounds if not trains or kept < number])
+        if kind in (MessageType.TRAIN, MessageType.EVALUATE):
+            folder = folder_of(context) / STATE / _run_of(message, context)
+            number, trains = round_of(message), kind == MessageType.TRAIN
+            rounds = _kept_rounds(folder)
+            if (trains and any(kept >= number for kept in rounds)) or _PLACE not in context.state:
+                # What is kept is of an earlier message, or of a process that is no more.
+                under_way = {key: context.state[key] for key in (SESSION, NAME) if key in context.state}
+                found = _found(folder, [kept for kept in rounds if not trains or kept < number])
+                context.state = RecordDict({**found, **under_way})
+            latest = number if trains else max(rounds, default=0)
+            context.state[_PLACE] = ConfigRecord({"run": folder.name, "round": latest})
         reply = call_next(message, context)
-        if not reply.has_error():
-            _keep(folder, number if trains else max(rounds, default=0), context.state)
+        place = context.state.get(_PLACE)
+        if isinstance(place, ConfigRecord) and not reply.has_error():
+            # A query, too: what was uploaded may count from now on (secure aggregation).
+            _keep(folder_of(context) / STATE / str(place["run"]), int(place["round"]), context.state)  # type: ignore[arg-type]
         return reply
 
     return mod
@@ -105,6 +118,7 @@ def _tree(state: RecordDict) -> dict[str, Tree]:
             {name: v.numpy() if isinstance(v, Array) else v for name, v in record.items()},
         ]
         for key, record in state.items()
+        if key not in NEVER_KEPT
     }
 
 

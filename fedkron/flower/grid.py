@@ -23,6 +23,7 @@ from fedkron.errors import FedKronError, PayloadError, RunError
 from fedkron.exchange import Tree
 from fedkron.flower.downlink import Downlink, Target
 from fedkron.flower.grid_wrapper import GridWrapper
+from fedkron.flower.secure_wire import secure_bytes
 from fedkron.flower.uploads import Packed
 from fedkron.flower.wire import (
     MADE_BY_THE_SUPERLINK,
@@ -284,6 +285,7 @@ class CompressedGrid(GridWrapper):
     def _enter(self, message: Message, direction: Direction, sent: Awaited, *, node: int) -> None:
         records = [] if message.has_error() else message.content.config_records.values()
         packed = [packed_bytes(record) for record in records if is_packed(record)]
+        packed += secure_bytes(records, [reference.layout for reference in sent.references.values()])
         layouts = [reference.layout for reference in sent.references.values()] if packed else []
         dense = sum(part.dense for part in packed)
         # Arrays of an app without adapters are all dense; there they are what matters, not a head.
