@@ -10,6 +10,7 @@
     outcome.json          how it ended; its absence means that it did not end
     report.json           all figures of the finished run, from `fedkron run`
     flower.log            what Flower logged, from `fedkron run`
+    logs/*.log            what the processes of `fedkron federation` wrote
     nodes/<task>-<partition>/head.safetensors   written by the clients, on their own machines
 """
 
@@ -33,6 +34,7 @@ LEDGER = "ledger.jsonl"
 OUTCOME = "outcome.json"
 REPORT = "report.json"
 FLOWER_LOG = "flower.log"
+LOGS = "logs"
 NODES = "nodes"
 HEAD = "head.safetensors"
 
