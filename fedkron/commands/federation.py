@@ -75,7 +75,7 @@ def federation(options: argparse.Namespace) -> int:
 
 
 def node_configs(settings: Settings, nodes: int) -> Sequence[str]:
-    """The node config of each SuperNode: tasks are dealt in turn, and a demo task is the folder that it is in.
+    """The node config of each SuperNode: tasks are dealt in turn, a demo task is the folder that it is in.
 
     Nodes to which the same task is dealt share it by their numbers.
     """

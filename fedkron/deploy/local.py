@@ -1,4 +1,4 @@
-"""A whole federation on this machine: SuperLink, SuperExec and SuperNodes, with TLS and node keys, supervised.
+"""A whole federation on this machine: SuperLink, SuperExec and SuperNodes, with TLS, node keys, supervision.
 
 The SuperExec, which starts the server's program, is a process of its own beside the SuperLink: a SuperLink
 that dies and is started again on the same database finds the run still going on.

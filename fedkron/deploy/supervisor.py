@@ -188,11 +188,13 @@ def _bury(supervised: _Supervised) -> int | None:
     process = supervised.process
     if process is None:
         return None
-    # Twice: what was just being started while the first look was taken.
-    for _ in range(2):
-        for member in session_members({process.pid}):
+    deadline = time.monotonic() + PATIENCE
+    # Again and again: one of them may have started another one while we looked.
+    while (members := list(session_members({process.pid}))) and time.monotonic() < deadline:
+        for member in members:
             with suppress(psutil.NoSuchProcess):
                 member.kill()
+        psutil.wait_procs(members, timeout=1)
     code = process.wait()
     supervised.process = None
     return code
