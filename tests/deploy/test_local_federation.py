@@ -92,7 +92,7 @@ def test_what_does_not_come_up_is_shown_with_its_own_words(
     monkeypatch.setenv(MARK, mark)
     monkeypatch.setattr("fedkron.deploy.local.START_DEATHS", 1)
     with (
-        pytest.raises(RunError, match=r"node0 keeps dying(.|\n)*node0\.log(.|\n)*nonsense"),
+        pytest.raises(RunError, match=r"node0 keeps dying(.|\n)*node0\.log(.|\n)*invalid format"),
         local_federation(["partition-id=nonsense"], tmp_path, lambda _: None),
     ):
         raise AssertionError
