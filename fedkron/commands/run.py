@@ -161,8 +161,14 @@ def federate(
             return None
         raise RunError(f"the run ended as {status} before it began ({details}):\n{_tail(flower_log)}")
     log = read_run(folder)
-    write_atomically(folder / FLOWER_LOG, flower_log.encode())
-    write_atomically(folder / REPORT, json.dumps(figures(log), indent=1).encode())
+    try:
+        write_atomically(folder / FLOWER_LOG, flower_log.encode())
+        write_atomically(folder / REPORT, json.dumps(figures(log), indent=1).encode())
+    except OSError as error:
+        raise RunError(
+            f"the run ended as {status}, and {error.filename or folder} cannot be written: {error.strerror}\n"
+            f"{log.error or details}\n{_tail(flower_log)}"
+        ) from None
     if status != COMPLETED or log.outcome != "completed":
         reason = log.error or f"{details}\n{_tail(flower_log)}"
         raise RunError(f"the run ended as {status}: {reason} (Flower's log: {folder / FLOWER_LOG})")

@@ -6,24 +6,22 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
 from fedkron.deploy.local import LINK
 from fedkron.errors import FedKronError, RunError
-from fedkron.rundir import ADAPTER
-from fedkron.runlog import RunLog, read_run
+from fedkron.runlog import RunLog
 from fedkron.settings import Settings
 from simulations.chaos_study.reference import TRAIN, Fate, Fates, reference_state, same_bits, saved_state
-from simulations.chaos_study.stage import MARK, Stage, left_over, stage
+from simulations.chaos_study.stage import MARK, Outcome, Stage, left_over, stage
 from simulations.chaos_study.tiny import TASKS
-from simulations.chaos_study.verdict import Findings, Verdict, corrupt_files, failures_of
+from simulations.chaos_study.verdict import Findings, Verdict, verdict_of
 
 NODES = len(TASKS)
 VICTIM = "node0"
-STRUCK_ROUND = 2
 
 
 def tiny_settings(tiny: Path, output: Path, name: str, **changes: object) -> Settings:
@@ -45,14 +43,30 @@ def tiny_settings(tiny: Path, output: Path, name: str, **changes: object) -> Set
 
 
 @dataclass(frozen=True)
+class Case:
+    """One performance of a scenario: its run, the round that is struck, and what was found so far."""
+
+    tiny: Path
+    settings: Settings
+    struck: int
+    findings: Findings
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.settings.output_dir) / self.settings.run_name
+
+
+@dataclass(frozen=True)
 class Scenario:
     """A fault, what should come of it, and what to do while the run goes on."""
 
     name: str
     expected: str
-    strike: Callable[[Stage, Findings], None]
-    judge: Callable[[Path, Settings, RunLog, Findings], None]
+    strike: Callable[[Stage, Case], None]
+    judge: Callable[[Case, Outcome], None]
     rounds: int = 2
+    struck: int = 2
     round_timeout: float = 3600.0
 
 
@@ -66,66 +80,46 @@ def perform(scenario: Scenario, tiny: Path, output: Path) -> Verdict:
         round_timeout=scenario.round_timeout,
     )
     mark = os.environ[MARK] = str(uuid4())
-    findings, began = Findings(), time.monotonic()
+    case, began = Case(tiny, settings, scenario.struck, Findings()), time.monotonic()
     try:
         with stage(settings, NODES) as running:
-            scenario.strike(running, findings)
-            log = ended(running.outcome, findings)
-        scenario.judge(tiny, settings, log, findings)
+            scenario.strike(running, case)
+            wait([running.outcome])
+        scenario.judge(case, running.outcome)
     except FedKronError as error:
-        findings.check(False, "", str(error))
-    seconds = time.monotonic() - began
+        case.findings.fail(str(error))
     return verdict_of(
-        scenario.name, scenario.expected, output / scenario.name, scenario.rounds, findings, mark, seconds
+        scenario.name,
+        scenario.expected,
+        case.folder,
+        scenario.rounds,
+        case.findings,
+        orphans=left_over(mark),
+        seconds=time.monotonic() - began,
     )
 
 
-def verdict_of(
-    name: str, expected: str, folder: Path, rounds: int, findings: Findings, mark: str, seconds: float
-) -> Verdict:
-    """What a run folder and the list of processes say about a scenario."""
-    corrupt = corrupt_files(folder)
-    log = None if corrupt else read_run(folder)
-    done = 0 if log is None else len(log.rounds)
-    return Verdict(
-        name,
-        expected,
-        tuple(findings.observed),
-        tuple(findings.wrong),
-        rounds,
-        rounds - done,
-        len(failures_of(log)),
-        corrupt,
-        left_over(mark),
-        round(seconds, 1),
-    )
-
-
-def ended(outcome: Future[RunLog | None], findings: Findings) -> RunLog:
-    """Wait for the end of a run that should be a good one."""
+def completed(case: Case, outcome: Outcome) -> RunLog:
+    """The log of a run that should have had a good end."""
     log = outcome.result()
     if log is None:
         raise RunError("the run wrote nothing")
-    findings.note(f"Flower says completed after {len(log.rounds)} rounds")
+    case.findings.note(f"Flower says completed after {len(log.rounds)} rounds")
+    last = sum(task.clients for task in log.rounds[-1].tasks.values())
+    case.findings.check(
+        last == NODES, "all nodes take part in the end", f"only {last} of {NODES} take part in the end"
+    )
     return log
 
 
-def compare(
-    tiny: Path, settings: Settings, findings: Findings, fates: Fates, forgets: Iterable[tuple[int, int]] = ()
-) -> None:
-    """The adapter against that of an undisturbed process in which the nodes fared the same."""
-    run = Path(settings.output_dir) / settings.run_name
-    twin = tiny_settings(
-        tiny,
-        tiny / "twins",
-        settings.run_name,
-        num_server_rounds=settings.num_server_rounds,
-    )
-    found, right = saved_state(run), reference_state(twin, NODES, fates, forgets)
-    findings.check(
-        same_bits(found, right),
-        "the adapter is that of a calm run, bit for bit",
-        f"{run / ADAPTER} is not the adapter that it should be",
+def compare(case: Case, fates: Fates, forgets: Iterable[tuple[int, int]] = ()) -> None:
+    """The adapter against that of a process in which nothing happens, but the nodes fare the same."""
+    rounds = case.settings.num_server_rounds
+    twin = tiny_settings(case.tiny, case.tiny / "twins", case.settings.run_name, num_server_rounds=rounds)
+    case.findings.check(
+        same_bits(saved_state(case.folder), reference_state(twin, NODES, fates, forgets)),
+        "the adapter is the right one, bit for bit",
+        "the adapter is not what the answers should have made of it",
     )
 
 
@@ -134,121 +128,121 @@ def all_answer(node: int, round_: int, phase: str) -> Fate:  # noqa: ARG001
     return Fate.ANSWERED
 
 
-def victims_training(fate: Fate) -> Fates:
+def victims_training(case: Case, fate: Fate) -> Fates:
     """Something happens to the victim's training in the round that is struck."""
     return lambda node, round_, phase: (
-        fate if (node, round_, phase) == (0, STRUCK_ROUND, TRAIN) else Fate.ANSWERED
+        fate if (node, round_, phase) == (0, case.struck, TRAIN) else Fate.ANSWERED
     )
 
 
-def check_failures(log: RunLog, findings: Findings, in_struck_round: int) -> None:
-    """So many failures are reported, all in the struck round."""
+def check_failures(case: Case, log: RunLog, *wanted: int) -> None:
+    """So many failures are reported in the struck round, and none in the others."""
     for round_ in log.rounds:
-        wanted = in_struck_round if round_.round == STRUCK_ROUND else 0
-        said = f"round {round_.round}: {len(round_.failures)} failures reported"
-        if round_.failures:
-            said += f" ({'; '.join(sorted(set(round_.failures)))})"
-        if wanted or round_.failures:
-            findings.check(len(round_.failures) == wanted, said, f"{said}, {wanted} expected")
-    last = log.rounds[-1]
-    clients = sum(task.clients for task in last.tasks.values())
-    findings.check(
-        clients == NODES, "all nodes evaluated the last round", f"only {clients} evaluated the last round"
-    )
+        reasons = ", ".join(sorted({reason.partition(": ")[2] or reason for reason in round_.failures}))
+        said = f"round {round_.round} reports {len(round_.failures)} failures ({reasons})"
+        if round_.round == case.struck:
+            case.findings.check(len(round_.failures) in wanted, said, f"{said}, expected {wanted}")
+        elif round_.failures:
+            case.findings.fail(f"{said}, expected none")
 
 
 # ---------------------------------------------------------------- a SuperNode dies
 
 
-def kill_supernode(running: Stage, findings: Findings) -> None:
-    running.training(VICTIM, STRUCK_ROUND)
+def kill_supernode(running: Stage, case: Case) -> None:
+    """While it trains."""
+    running.training(VICTIM, case.struck)
     running.kill(VICTIM)
-    findings.note(f"{VICTIM} killed while it trained in round {STRUCK_ROUND}")
+    case.findings.note(f"{VICTIM} killed while it trained in round {case.struck}")
 
 
-def judge_supernode(tiny: Path, settings: Settings, log: RunLog, findings: Findings) -> None:
-    round_ = log.rounds[STRUCK_ROUND - 1]
-    findings.check(
-        0 < len(round_.failures) <= 2,
-        f"round {STRUCK_ROUND} reports: {'; '.join(round_.failures)}",
-        f"round {STRUCK_ROUND} reports {len(round_.failures)} failures",
-    )
-    clients = sum(task.clients for task in log.rounds[-1].tasks.values())
-    findings.check(clients == NODES, "the node takes part again", "the node did not take part again")
-    compare(tiny, settings, findings, victims_training(Fate.LOST), forgets=[(0, STRUCK_ROUND)])
+def judge_supernode(case: Case, outcome: Outcome) -> None:
+    """It has lost its head and what it had left out of its uploads, and may miss the evaluation."""
+    check_failures(case, completed(case, outcome), 1, 2)
+    compare(case, victims_training(case, Fate.LOST), forgets=[(0, case.struck)])
 
 
 # ---------------------------------------------------------------- the SuperLink dies
 
 
-def kill_superlink(running: Stage, findings: Findings) -> None:
-    running.training(VICTIM, STRUCK_ROUND)
+def kill_superlink(running: Stage, case: Case) -> None:
+    """While a node trains."""
+    running.training(VICTIM, case.struck)
     running.kill(LINK)
-    running.until(
-        lambda: running.federation.supervisor.deaths(LINK) == 1, "the SuperLink's death was noticed"
-    )
-    running.until(lambda: running.federation.supervisor.pid(LINK), "the SuperLink was started again")
-    findings.note(f"the SuperLink was killed in round {STRUCK_ROUND} and started again on its database")
+    supervisor = running.federation.supervisor
+    running.until(lambda: supervisor.deaths(LINK) == 1, "the SuperLink's death was noticed")
+    running.until(lambda: supervisor.pid(LINK), "the SuperLink was started again")
+    case.findings.note(f"SuperLink killed in round {case.struck} and started again")
 
 
-def judge_superlink(tiny: Path, settings: Settings, log: RunLog, findings: Findings) -> None:
-    check_failures(log, findings, 0)
-    compare(tiny, settings, findings, all_answer)
+def judge_superlink(case: Case, outcome: Outcome) -> None:
+    """Nobody noticed."""
+    check_failures(case, completed(case, outcome), 0)
+    compare(case, all_answer)
 
 
 # ---------------------------------------------------------------- a client's process dies
 
 
-def kill_client(running: Stage, findings: Findings) -> None:
-    running.training(VICTIM, STRUCK_ROUND).kill()
-    findings.note(f"the process that trained for {VICTIM} in round {STRUCK_ROUND} was killed")
+def kill_client(running: Stage, case: Case) -> None:
+    """The process that a SuperNode starts for a message, not the SuperNode."""
+    running.training(VICTIM, case.struck).kill()
+    case.findings.note(f"the process that trained for {VICTIM} in round {case.struck} killed")
 
 
-def judge_client(tiny: Path, settings: Settings, log: RunLog, findings: Findings) -> None:
-    check_failures(log, findings, 1)
-    compare(tiny, settings, findings, victims_training(Fate.LOST))
+def judge_client(case: Case, outcome: Outcome) -> None:
+    """The node goes on as if it had never got the message."""
+    check_failures(case, completed(case, outcome), 1)
+    compare(case, victims_training(case, Fate.LOST))
 
 
 # ---------------------------------------------------------------- a client is too slow
 
 
-def stop_client(running: Stage, findings: Findings) -> None:
-    process = running.training(VICTIM, STRUCK_ROUND)
+def stop_client(running: Stage, case: Case) -> None:
+    """Until the server has gone on without it."""
+    process = running.training(VICTIM, case.struck)
     process.send_signal(signal.SIGSTOP)
-    running.until(lambda: running.sent(STRUCK_ROUND, "evaluate"), "the server gave up waiting")
+    running.until(lambda: running.sent(case.struck, "evaluate"), "the server gave up waiting")
     process.send_signal(signal.SIGCONT)
     log = running.federation.logs / f"{VICTIM}.log"
-    sent = "Sending: train message"
-    running.until(
-        lambda: log.read_text(errors="replace").count(sent) == STRUCK_ROUND, "the late reply was sent"
+
+    def answered() -> bool:
+        return log.read_text(encoding="utf-8", errors="replace").count("Sending: train") == case.struck
+
+    running.until(answered, "the late reply was sent")
+    case.findings.note(f"{VICTIM} answered round {case.struck} when its evaluation had begun")
+
+
+def judge_slow(case: Case, outcome: Outcome) -> None:
+    """The node has trained, and the server has not heard of it."""
+    log = completed(case, outcome)
+    check_failures(case, log, 1)
+    counted = [t for t in log.transfers if (t.round, t.phase, t.direction) == (case.struck, TRAIN, "up")]
+    case.findings.check(
+        len(counted) == NODES - 1, "the late reply counts nowhere", "the late reply was counted"
     )
-    findings.note(f"{VICTIM} answered round {STRUCK_ROUND} when its evaluation had begun")
+    compare(case, victims_training(case, Fate.LATE))
 
 
-def judge_slow(tiny: Path, settings: Settings, log: RunLog, findings: Findings) -> None:
-    check_failures(log, findings, 1)
-    late = [t for t in log.transfers if (t.round, t.phase, t.direction) == (STRUCK_ROUND, TRAIN, "up")]
-    findings.check(len(late) == NODES - 1, "the late reply was never counted", "the late reply was counted")
-    compare(tiny, settings, findings, victims_training(Fate.LATE))
-
-
-REAL = (
+SUPERLINK_KILLED = Scenario(
+    "superlink-killed",
+    "nothing lost: the run goes on when the SuperLink is back",
+    kill_superlink,
+    judge_superlink,
+)
+SCENARIOS = (
     Scenario(
         "supernode-killed",
-        "one failure reported, the round goes on with the others, the node comes back by itself",
+        "a failure reported, the round goes on without the node, which comes back by itself",
         kill_supernode,
         judge_supernode,
         rounds=3,
     ),
-    Scenario(
-        "superlink-killed",
-        "nothing lost: the run goes on when the SuperLink is back",
-        kill_superlink,
-        judge_superlink,
-    ),
+    SUPERLINK_KILLED,
     Scenario(
         "client-killed",
-        "one failure reported, the round goes on with the others",
+        "one failure reported, the round goes on without it",
         kill_client,
         judge_client,
     ),

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import psutil
 
@@ -32,6 +32,9 @@ MARK = "FEDKRON_CHAOS"
 PATIENCE = 240.0
 """No single wait is longer, in seconds."""
 
+Outcome: TypeAlias = "Future[RunLog | None]"
+"""What `federate` returns, or raises."""
+
 T = TypeVar("T")
 
 
@@ -41,7 +44,7 @@ class Stage:
 
     federation: LocalFederation
     folder: Path
-    outcome: Future[RunLog | None]
+    outcome: Outcome
 
     def until(self, seen: Callable[[], T | None], what: str) -> T:
         """The first true answer; raises `RunError` when the run ends before, or it takes too long."""
@@ -61,11 +64,6 @@ class Stage:
             return False
         return any((t.round, t.phase, t.direction) == (round_, phase, "down") for t in read_ledger(ledger))
 
-    def received(self, node: str, phase: str) -> int:
-        """How many messages a SuperNode says it has received."""
-        log = self.federation.logs / f"{node}.log"
-        return log.read_text(encoding="utf-8", errors="replace").count(f"Receiving: {phase} message")
-
     def process(self, program: str, command: str, *, since: float = 0.0) -> psutil.Process | None:
         """A process that a program has started, by its command, younger than a time."""
         pid = self.federation.supervisor.pid(program)
@@ -78,13 +76,19 @@ class Stage:
         return None
 
     def training(self, node: str, round_: int) -> psutil.Process:
-        """The process in which a node trains in a round, as soon as it exists."""
+        """The process in which a node trains in a round, as soon as it is in the app.
+
+        One that dies before it has got its message is replaced by Flower, and nothing is to be seen.
+        """
         self.until(lambda: self.sent(round_, "train"), f"round {round_} was sent")
         # Older ones may still be about to end; the message of this round was sent a moment ago.
         since = (self.folder / LEDGER).stat().st_mtime - 0.5
-        return self.until(
-            lambda: self.process(node, "flwr-clientapp", since=since), f"{node} trained in round {round_}"
-        )
+
+        def in_app() -> psutil.Process | None:
+            process = self.process(node, "flwr-clientapp", since=since)
+            return process if process and _has_loaded(process, "libtorch") else None
+
+        return self.until(in_app, f"{node} trained in round {round_}")
 
     def kill(self, program: str) -> None:
         """SIGKILL a supervised program."""
@@ -110,6 +114,13 @@ def stage(settings: Settings, nodes: int) -> Iterator[Stage]:
             # Without a SuperLink the run is over: nobody waits for it.
             federation.supervisor.end("superexec", "superlink")
             raise
+
+
+def _has_loaded(process: psutil.Process, library: str) -> bool:
+    try:
+        return any(library in region.path for region in process.memory_maps())
+    except psutil.Error:
+        return False
 
 
 def left_over(mark: str) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from fedkron.errors import FedKronError
 from fedkron.exchange import load_adapter, load_head
 from fedkron.ledger import read_ledger
 from fedkron.rundir import ADAPTER, HEAD, LEDGER, NODES, OUTCOME, REPORT, SETTINGS
-from fedkron.runlog import RunLog, read_run
+from fedkron.runlog import read_run
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,44 @@ class Findings:
 
     def check(self, expected: object, sentence: str, otherwise: str) -> None:
         """One of two sentences, by whether something is true."""
-        self.observed.append(sentence if expected else otherwise)
-        if not expected:
-            self.wrong.append(otherwise)
+        if expected:
+            self.note(sentence)
+        else:
+            self.fail(otherwise)
+
+    def fail(self, sentence: str) -> None:
+        """Something that should not have been so."""
+        self.observed.append(sentence)
+        self.wrong.append(sentence)
+
+
+def verdict_of(  # in the order of the table
+    name: str,
+    expected: str,
+    folder: Path,
+    rounds: int,
+    findings: Findings,
+    *,
+    seconds: float,
+    orphans: tuple[str, ...] = (),
+) -> Verdict:
+    """What was found, and what the run folder says."""
+    corrupt = corrupt_files(folder)
+    log = None if corrupt else read_run(folder)
+    done = 0 if log is None else len(log.rounds)
+    failures = 0 if log is None else sum(len(round_.failures) for round_ in log.rounds)
+    return Verdict(
+        name,
+        expected,
+        tuple(findings.observed),
+        tuple(findings.wrong),
+        rounds,
+        rounds - done,
+        failures,
+        corrupt,
+        orphans,
+        round(seconds, 1),
+    )
 
 
 def corrupt_files(folder: Path) -> tuple[str, ...]:
@@ -74,11 +109,6 @@ def corrupt_files(folder: Path) -> tuple[str, ...]:
     except FedKronError as error:
         found.append(str(error))
     return tuple(found)
-
-
-def failures_of(log: RunLog | None) -> list[str]:
-    """All failures that a run has reported."""
-    return [] if log is None else [failure for round_ in log.rounds for failure in round_.failures]
 
 
 def _read_json(path: Path) -> object:
