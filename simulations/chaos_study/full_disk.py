@@ -58,7 +58,7 @@ def judge(case: Case, outcome: Outcome) -> None:
     failed = isinstance(error, RunError) and "finished:failed" in said
     case.findings.check(failed, "the run ended as failed", f"the run did not end as failed: {error!r}")
     named = "No space left on device" in said
-    case.findings.check(named, "the message names the full disk", f"it says: {said[-1000:]}")
+    case.findings.check(named, f"it says: {said.splitlines()[0]}", f"it does not say why: {said[-1000:]}")
     saved = load_adapter(case.folder / ADAPTER).info["round"]
     kept = saved == str(case.struck - 1)
     case.findings.check(kept, "the adapter of the round before is whole", f"the adapter is of round {saved}")
