@@ -12,6 +12,7 @@
     │   ├── ChecksumError           damaged on the way
     │   ├── NonFiniteError          decodes to NaN or infinity
     │   └── UnknownStateError       a change of a state that the receiver does not have
+    ├── SnapshotError   a checkpoint, or a node's kept state, is missing, damaged or of another run
     ├── TaskError       a task's data is missing or malformed
     ├── BundleError     an exported bundle is incomplete, damaged or foreign
     └── RunError        a federated run could not start, or failed
@@ -67,6 +68,10 @@ class NonFiniteError(PayloadError):
 
 class UnknownStateError(PayloadError):
     """A change of a state that the receiver does not have, or that leads to another one than it should."""
+
+
+class SnapshotError(FedKronError):
+    """A checkpoint, or a node's kept state, is missing, damaged or of another run."""
 
 
 class TaskError(FedKronError):

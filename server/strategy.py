@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 from flwr.app import Message
@@ -32,12 +33,14 @@ def strategy_of(
     uploads: Callable[[Message], Mapping[str, Upload]],
 ) -> FedKron:
     """The strategy of a run with so many nodes. Raises what `FedKron` raises."""
+    # A run goes on without nodes that are gone, as long as it would go on if they failed.
+    needed = max(1, math.ceil((1 - settings.max_failure_fraction) * nodes))
     choice: Choice = {
         "fraction_train": settings.fraction_train,
         "fraction_evaluate": settings.fraction_evaluate,
         "min_train_nodes": 1,
         "min_evaluate_nodes": 1,
-        "min_available_nodes": nodes,
+        "min_available_nodes": needed,
     }
     return FedKron(
         layout,
@@ -47,6 +50,8 @@ def strategy_of(
         max_failure_fraction=settings.max_failure_fraction,
         on_round=on_round,
         uploads=uploads,
+        norm_limit=settings.admission.norm_limit,
+        seed=settings.seed,
         **choice,
     )
 

@@ -7,6 +7,7 @@ installed (`fedkron[fast]`). Everything else is decoded. Both give the same bits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -36,6 +37,10 @@ class Addend(Protocol):
     def peak(self) -> float:
         """No element's magnitude is larger, but for one rounding of float32."""
 
+    @property
+    def norm(self) -> float:
+        """The Euclidean norm of its vector; of a block-wise codec's the bound that its scales give."""
+
     def add_to(self, sums: Vector, share: np.float32) -> None:
         """sums += share · vector in float32, product by product; `sums` is contiguous, of its size."""
 
@@ -56,6 +61,11 @@ class Accepted:
     parts: tuple[slice, ...]
     addends: tuple[Addend, ...]
     """Of each section, at its part of the vector."""
+
+    @property
+    def norm(self) -> float:
+        """The Euclidean norm of its vector, or a bound of it: one measure for all payloads of a codec."""
+        return math.hypot(*(addend.norm for addend in self.addends))
 
     def add_to(self, sums: Vector, share: float) -> None:
         """sums += share · vector: every product is rounded to float32, and every sum.
@@ -106,14 +116,16 @@ def decoded(codec: Codec, body: Body) -> Addend:
     """The addend of any codec, with numpy alone: the vector itself."""
     vector = codec.dequantize(*body)
     if isinstance(codec, BlockwiseCodec):
-        return _DecodedBody(vector, codec.bound(body.data))
-    return _DecodedBody(vector, float(max(vector.max(initial=0), -vector.min(initial=0))))
+        return _DecodedBody(vector, codec.bound(body.data), codec.norm_bound(codec.opened(*body)))
+    peak = float(max(vector.max(initial=0), -vector.min(initial=0)))
+    return _DecodedBody(vector, peak, float(np.linalg.norm(vector.astype(np.float64))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _DecodedBody:
     vector: Vector
     peak: float
+    norm: float
 
     @property
     def size(self) -> int:

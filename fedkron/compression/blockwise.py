@@ -161,6 +161,11 @@ class BlockwiseCodec:
         (unit,) = struct.unpack_from("<f", body)
         return float(unit) * self.levels
 
+    def norm_bound(self, opened: OpenedBody) -> float:
+        """What the Euclidean norm of an opened body does not exceed: as if all codes were the largest."""
+        largest = opened.scales.astype(np.float64) * self.levels
+        return float(np.sqrt(opened.blocks.lengths @ largest**2))
+
     @property
     def _largest_unit(self) -> float:
         """The largest float32 number whose product with `levels` is still finite."""

@@ -123,7 +123,7 @@ def compiled(codec: Codec, body: Body) -> Addend:
         are_right, add = _KERNELS[codec.bits]
         packed = np.frombuffer(opened.packed, np.uint8)
         if are_right(packed, opened.blocks.starts, opened.blocks.lengths, opened.scales):
-            return _PackedBody(opened, packed, add, codec.bound(body.data))
+            return _PackedBody(opened, packed, add, codec.bound(body.data), codec.norm_bound(opened))
     return decoded(codec, body)
 
 
@@ -133,6 +133,7 @@ class _PackedBody:
     packed: Bytes
     add: Callable[..., None]
     peak: float
+    norm: float
 
     @property
     def size(self) -> int:

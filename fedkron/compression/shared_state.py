@@ -10,8 +10,9 @@ of the difference to the next target (error feedback of the server: Tang et al. 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,27 @@ class SharedState:
         self._target = NOTHING
         self._whole: bytes | None = None
         self._round = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        """All it knows, as plain values, bytes and arrays: for `restored`."""
+        return {
+            "layout": self.layout.to_json(),
+            "steps": [list(step) for step in self._steps],
+            "held": None if self._held is None else self._held.vector,
+            "target": self._target,
+            "round": self._round,
+        }
+
+    @staticmethod
+    def restored(snapshot: Mapping[str, Any], codec: Codec) -> SharedState:
+        """The shared state that a snapshot was made of: it publishes the same from now on."""
+        shared = SharedState(AdapterLayout.from_json(snapshot["layout"]), codec)
+        shared._steps = [(before, payload) for before, payload in snapshot["steps"]]
+        if (vector := snapshot["held"]) is not None:
+            vector.flags.writeable = False
+            shared._held = Held(vector, digest_of(vector, shared.layout))
+        shared._target, shared._round = snapshot["target"], snapshot["round"]
+        return shared
 
     @property
     def held(self) -> Held:

@@ -16,6 +16,7 @@ from fedkron.exchange.files import (
     write_atomically,
 )
 from fedkron.exchange.peft_checkpoint import PeftCheckpoint, is_peft_checkpoint, read_peft
+from fedkron.exchange.snapshot import Tree, load_snapshot, save_snapshot
 from fedkron.exchange.terms import (
     check_complete,
     folded_fingerprint,
@@ -30,17 +31,20 @@ __all__ = [
     "AdapterFile",
     "HeadFile",
     "PeftCheckpoint",
+    "Tree",
     "check_complete",
     "file_format",
     "folded_fingerprint",
     "is_peft_checkpoint",
     "load_adapter",
     "load_head",
+    "load_snapshot",
     "load_terms",
     "on_folded_base",
     "read_peft",
     "save_adapter",
     "save_head",
+    "save_snapshot",
     "save_terms",
     "write_atomically",
 ]

@@ -29,18 +29,25 @@ class Origin(NamedTuple):
 
 
 def check_replies(
-    replies: Sequence[Message], weight_key: str, arrays: Mapping[int, Collection[str]]
+    replies: Sequence[Message], weight_key: str, expected: Mapping[int, Collection[str]]
 ) -> tuple[list[Message], list[str]]:
     """Split replies with content into those that take part, and the reasons against the others.
 
-    A reply must have the ArrayRecords that `arrays` names for its node (none where it names none), and one
-    MetricRecord of finite numbers: the one under `weight_key` positive, and all named like those of most
-    replies. Its origin may be missing, not malformed.
+    A reply must be the only one of a node that one is expected of, and have the ArrayRecords that `expected`
+    names for it and one MetricRecord of finite numbers: the one under `weight_key` positive, and all named
+    like those of most replies. Its origin may be missing, not malformed.
     """
     sound, refusals = [], []
+    seen: set[int] = set()
     for reply in replies:
+        node = reply.metadata.src_node_id
         try:
-            _check(reply, weight_key, arrays.get(reply.metadata.src_node_id, ()))
+            if node not in expected:
+                raise PayloadError("nothing was asked of this node")
+            if node in seen:
+                raise PayloadError("it is the second of this node")
+            seen.add(node)
+            _check(reply, weight_key, expected[node])
             sound.append(reply)
         except PayloadError as error:
             refusals.append(f"node {reply.metadata.src_node_id}: reply refused: {error}")

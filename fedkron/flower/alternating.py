@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord
 
 from fedkron.aggregation import FactorwiseMean
 from fedkron.errors import AdapterError
+from fedkron.exchange import Tree
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, Sent, take_all
 from fedkron.flower.wire import to_state
 from fedkron.layout import AdapterLayout
@@ -96,6 +97,14 @@ class Alternating:
     def group_of(self, node: int) -> str:  # noqa: ARG002
         """There is only one."""
         return FOR_ALL
+
+    def snapshot(self) -> dict[str, Tree]:
+        """Nothing: the round says whose turn it is."""
+        return {}
+
+    def restore(self, snapshot: Mapping[str, Tree], arrays: ArrayRecord, renamed: Mapping[int, int]) -> None:  # noqa: ARG002
+        """Go on with this adapter."""
+        self.adopt(self._round, arrays)
 
     @property
     def _trains(self) -> tuple[str, ...]:

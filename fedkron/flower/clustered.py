@@ -22,7 +22,17 @@ from fedkron.aggregation.clusters import (
     nearest_cluster,
 )
 from fedkron.errors import ConfigError
-from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, MakeAdapter, Sent
+from fedkron.exchange import Tree
+from fedkron.flower.global_adapter import (
+    ARRAYS,
+    FOR_ALL,
+    Answer,
+    Combined,
+    Introduction,
+    MakeAdapter,
+    Sent,
+    renamed_keys,
+)
 from fedkron.flower.groups import Groups
 from fedkron.flower.uploads import Watched
 from fedkron.flower.wire import to_state
@@ -85,6 +95,22 @@ class Clustered:
     def group_of(self, node: int) -> str:
         """The node's cluster."""
         return self._clusters.get(node, FOR_ALL)
+
+    def snapshot(self) -> dict[str, Tree]:
+        """The clusters, their adapters, and the sketches they were found by."""
+        return {
+            "groups": self._groups.snapshot(),
+            "sketches": {str(node): sketch for node, sketch in self._sketches.items()},
+            "clusters": {str(node): cluster for node, cluster in self._clusters.items()},
+            "centroids": self._centroids,
+        }
+
+    def restore(self, snapshot: Mapping[str, Tree], arrays: ArrayRecord, renamed: Mapping[int, int]) -> None:
+        """Go on with these."""
+        self._groups.restore(snapshot["groups"], arrays)
+        self._sketches = renamed_keys(snapshot["sketches"], renamed)
+        self._clusters = renamed_keys(snapshot["clusters"], renamed)
+        self._centroids = snapshot["centroids"]
 
     def _sketched(self, answer: Answer) -> Answer:
         """Keep a sketch of what a node without a cluster has learnt."""

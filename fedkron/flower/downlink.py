@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
+from typing import Any
 
 from fedkron.compression import Codec
 from fedkron.compression.shared_state import NOTHING, Chain, SharedState, digest_of
@@ -82,6 +83,33 @@ class Downlink:
     def forget(self, node: int) -> None:
         """The node does not have what it should."""
         self._known.pop(node, None)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All it knows, as plain values, bytes and arrays: for `restored`."""
+        # What only a node follows that has not answered since is no longer in the list.
+        everyone = {id(shared): shared for shared in self._shared}
+        everyone |= {id(shared): shared for shared, _ in self._known.values()}
+        places = {identity: place for place, identity in enumerate(everyone)}
+        return {
+            "shared": [shared.snapshot() for shared in everyone.values()],
+            "listed": len(self._shared),
+            "known": {str(n): [places[id(shared)], digest] for n, (shared, digest) in self._known.items()},
+        }
+
+    @staticmethod
+    def restored(snapshot: Mapping[str, Any], codec: Codec, renamed: Mapping[int, int]) -> Downlink:
+        """The downlink that a snapshot was made of; `renamed` has today's ids of nodes that are still
+        there.
+        """
+        downlink = Downlink(codec)
+        everyone = [SharedState.restored(shared, codec) for shared in snapshot["shared"]]
+        downlink._shared = everyone[: snapshot["listed"]]
+        downlink._known = {
+            renamed[int(node)]: (everyone[place], digest)
+            for node, (place, digest) in snapshot["known"].items()
+            if int(node) in renamed
+        }
+        return downlink
 
     def _followers(self, target: Target) -> Counter[int]:
         """How many of the target's nodes follow each shared state of its layout, by place in the list."""

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from flwr.app import ArrayRecord
 
 from fedkron.aggregation import Size
 from fedkron.errors import FedKronError, RunError
+from fedkron.exchange import Tree
 from fedkron.flower.admission import Origin
 from fedkron.flower.uploads import Upload
 from fedkron.layout import AdapterLayout, State
+
+V = TypeVar("V")
 
 ARRAYS = "arrays"
 """Key of the record with the adapter; parts of it have keys that begin with it."""
@@ -101,6 +104,20 @@ class GlobalAdapter(Protocol):
 
     def group_of(self, node: int) -> str:
         """Which of those a node is sent."""
+
+    def snapshot(self) -> dict[str, Tree]:
+        """What it has learnt beside the adapter for all, between two rounds: for `restore`."""
+
+    def restore(self, snapshot: Mapping[str, Tree], arrays: ArrayRecord, renamed: Mapping[int, int]) -> None:
+        """Go on where a snapshot was made, with this adapter for all.
+
+        `renamed` has today's ids of the nodes that are still there, by their ids at that time.
+        """
+
+
+def renamed_keys(by_node: Mapping[str, V], renamed: Mapping[int, int]) -> dict[int, V]:
+    """What a snapshot holds by node, for the nodes that are still there."""
+    return {renamed[int(node)]: value for node, value in by_node.items() if int(node) in renamed}
 
 
 def take_all(answers: Iterable[Answer], take: Callable[[Answer], object]) -> dict[int, str]:

@@ -7,7 +7,8 @@ strategy as an error reply: it is counted as a failure and never touches the glo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
@@ -19,6 +20,7 @@ from flwr.serverapp import Grid
 from fedkron.compression import codec
 from fedkron.compression.shared_state import SharedState
 from fedkron.errors import FedKronError, PayloadError, RunError
+from fedkron.exchange import Tree
 from fedkron.flower.downlink import Downlink, Target
 from fedkron.flower.grid_wrapper import GridWrapper
 from fedkron.flower.uploads import Packed
@@ -27,6 +29,7 @@ from fedkron.flower.wire import (
     REJECTED_UPLOAD,
     UNKNOWN_STATE,
     Broadcast,
+    carries_upload,
     is_packed,
     message_bytes,
     pack_broadcast,
@@ -39,6 +42,15 @@ from fedkron.flower.wire import (
 )
 from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import BASELINE_RANK, Direction, Ledger, Transfer
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """What a node has sent: the SHA-256 and size in bytes of each of its payloads, by record key."""
+
+    round: int
+    node: int
+    payloads: Mapping[str, tuple[str, int]]
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class CompressedGrid(GridWrapper):
     Arrays that are parts of `layout`, in whatever sizes, travel as such; all others as they are.
 
     A node that is known to have an earlier state gets the change since then, any other the whole state.
+    `on_upload` is called with each upload as it arrives, whether it is admitted or not.
+
     Clients need `compressed_exchange` as their first mod. Raises `ConfigError` for an unknown codec.
     """
 
@@ -79,11 +93,13 @@ class CompressedGrid(GridWrapper):
         upload: str = "ecsq",
         broadcast: str = "ecsq",
         ledger: Ledger | None = None,
+        on_upload: Callable[[Arrival], object] = id,
         poll_interval: float = 0.2,
     ) -> None:
         super().__init__(grid, poll_interval=poll_interval)
         self._layout = layout
         self._upload, self._broadcast = codec(upload), codec(broadcast)
+        self._on_upload = on_upload
         self._sent: dict[str, Awaited] = {}
         self._downlinks: dict[str, Downlink] = {}
         self._layouts: dict[tuple[tuple[str, tuple[int, ...]], ...], AdapterLayout] = {}
@@ -102,6 +118,16 @@ class CompressedGrid(GridWrapper):
     def shared_state(self, key: str = "arrays") -> State:
         """What the nodes that got the last broadcast have. Raises `LookupError` when there was none."""
         return self._downlink(key).latest
+
+    def snapshot(self) -> dict[str, Tree]:
+        """What it knows between two rounds: for `restore`."""
+        return {key: downlink.snapshot() for key, downlink in self._downlinks.items()}
+
+    def restore(self, snapshot: Mapping[str, Tree], renamed: Mapping[int, int]) -> None:
+        """Go on where a snapshot was made; `renamed` has today's ids of the nodes that are still there."""
+        self._downlinks = {
+            key: Downlink.restored(downlink, self._broadcast, renamed) for key, downlink in snapshot.items()
+        }
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Encode the arrays of each message, then push it; equal arrays are encoded once.
@@ -234,6 +260,10 @@ class CompressedGrid(GridWrapper):
         for key, reference in memory.references.items():
             self._downlink(key).confirm(node, reference.shared, reference.digest)
 
+        payloads = {k: payload_of(r) for k, r in reply.content.config_records.items() if carries_upload(r)}
+        if payloads:
+            found = {k: (hashlib.sha256(p).hexdigest(), len(p)) for k, p in payloads.items()}
+            self._on_upload(Arrival(memory.round, node, found))
         try:
             if memory.references and reply.content.array_records:
                 raise PayloadError(

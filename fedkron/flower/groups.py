@@ -9,9 +9,10 @@ from flwr.app import ArrayRecord
 
 from fedkron.aggregation import aggregator
 from fedkron.errors import ConfigError
+from fedkron.exchange import Tree
 from fedkron.flower.combining import Combining, combining
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Sent, take_all
-from fedkron.flower.wire import to_arrays
+from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout
 
 AGGREGATIONS_OF_GROUPS = ("factorwise", "merged")
@@ -70,6 +71,15 @@ class Groups:
         # Those without a group have what is handed back, which the strategy may change.
         self._arrays |= {group: record for group, record in arrays.items() if group != FOR_ALL}
         return result
+
+    def snapshot(self) -> dict[str, Tree]:
+        """The adapter of each group."""
+        return {group: to_state(record) for group, record in self._arrays.items()}
+
+    def restore(self, snapshot: Mapping[str, Tree], common: ArrayRecord) -> None:
+        """Go on with these adapters."""
+        self._common = common
+        self._arrays = {group: to_arrays(state) for group, state in snapshot.items()}
 
     def held(self) -> Mapping[str, Sent]:
         """The mean of all groups, and each group's adapter."""

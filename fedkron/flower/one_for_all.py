@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
+from fedkron.exchange import Tree
 from fedkron.flower.alternating import ALTERNATING, Alternating
 from fedkron.flower.combining import combining
 from fedkron.flower.global_adapter import (
@@ -19,7 +20,7 @@ from fedkron.flower.global_adapter import (
     Sent,
     take_all,
 )
-from fedkron.flower.wire import to_arrays
+from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout
 
 
@@ -75,3 +76,12 @@ class OneForAll:
     def group_of(self, node: int) -> str:  # noqa: ARG002
         """There is only one."""
         return FOR_ALL
+
+    def snapshot(self) -> dict[str, Tree]:
+        """The terms that belong to the base by now."""
+        return {"terms": {key: to_state(record) for key, record in self._terms.items()}}
+
+    def restore(self, snapshot: Mapping[str, Tree], arrays: ArrayRecord, renamed: Mapping[int, int]) -> None:  # noqa: ARG002
+        """Go on with these terms."""
+        self._arrays = arrays
+        self._terms = {key: to_arrays(terms) for key, terms in snapshot["terms"].items()}

@@ -13,7 +13,17 @@ from flwr.app import ArrayRecord
 
 from fedkron.aggregation import Heterogeneous, resized, size_name, sized
 from fedkron.errors import ConfigError
-from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, Combined, Introduction, Sent, take_all
+from fedkron.exchange import Tree
+from fedkron.flower.global_adapter import (
+    ARRAYS,
+    FOR_ALL,
+    Answer,
+    Combined,
+    Introduction,
+    Sent,
+    renamed_keys,
+    take_all,
+)
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout
 
@@ -76,6 +86,21 @@ class PerSize:
     def group_of(self, node: int) -> str:
         """The node's size."""
         return self._sizes[node]
+
+    def snapshot(self) -> dict[str, Tree]:
+        """The adapter in each size, and who has which."""
+        return {
+            "layouts": {name: layout.to_json() for name, layout in self._layouts.items()},
+            "arrays": {name: to_state(record) for name, record in self._arrays.items()},
+            "sizes": {str(node): name for node, name in self._sizes.items()},
+        }
+
+    def restore(self, snapshot: Mapping[str, Tree], arrays: ArrayRecord, renamed: Mapping[int, int]) -> None:
+        """Go on with these: as they were sent, because resizing depends on what was sent before."""
+        self._common = arrays
+        self._layouts = {name: AdapterLayout.from_json(text) for name, text in snapshot["layouts"].items()}
+        self._arrays = {name: to_arrays(state) for name, state in snapshot["arrays"].items()}
+        self._sizes = renamed_keys(snapshot["sizes"], renamed)
 
     def _of_size(self, name: str) -> Sent:
         return Sent(self._layouts[name], {ARRAYS: self._arrays[name]})

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord
 
-from fedkron.flower.global_adapter import Answer, Combined, Introduction, Sent
+from fedkron.exchange import Tree
+from fedkron.flower.global_adapter import Answer, Combined, Introduction, Sent, renamed_keys
 from fedkron.flower.groups import Groups
 from fedkron.layout import AdapterLayout
 
@@ -45,3 +46,12 @@ class PerTask:
     def group_of(self, node: int) -> str:
         """The node's task."""
         return self._tasks[node]
+
+    def snapshot(self) -> dict[str, Tree]:
+        """The adapters, and who has which task."""
+        return {"groups": self._groups.snapshot(), "tasks": {str(n): task for n, task in self._tasks.items()}}
+
+    def restore(self, snapshot: Mapping[str, Tree], arrays: ArrayRecord, renamed: Mapping[int, int]) -> None:
+        """Go on with these."""
+        self._groups.restore(snapshot["groups"], arrays)
+        self._tasks = renamed_keys(snapshot["tasks"], renamed)

@@ -7,6 +7,8 @@ a round in which too many clients fail ends the run as failed instead of going o
 
 from __future__ import annotations
 
+import random
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -17,16 +19,23 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedkron.errors import RunError
-from fedkron.flower.admission import check_replies, metrics_of, origin_of
+from fedkron.exchange import Tree
+from fedkron.flower.admission import Origin, check_replies, metrics_of, origin_of
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, GlobalAdapter, MakeAdapter
 from fedkron.flower.introductions import introduce
+from fedkron.flower.norm_limit import NormLimit
 from fedkron.flower.one_for_all import one_for_all
+from fedkron.flower.optimizer_state import optimizer_snapshot, restore_optimizer
 from fedkron.flower.uploads import Upload, plain_uploads
 from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD, to_arrays, to_state
 from fedkron.layout import AdapterLayout
 
-CONTRACT, TRAINS = "contract", "trains"
-"""Keys in the config of each message: the contract of the node's adapter, and which records it trains."""
+CONTRACT, TRAINS, RESUMES = "contract", "trains", "resumes"
+"""Keys in the config of each message: the contract of the node's adapter, which records it trains, and the
+run that is gone on with.
+"""
+
+NODES_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -62,9 +71,11 @@ class FedKron(FedAvg):
     `clustered(…)`. `optimizer` is a Flower strategy that is given the aggregate as the only reply of a round,
     and what it makes of it is the new adapter: FedAvgM, FedAdam or FedYogi (Reddi et al. 2021) then step
     along the pseudo-gradient of the merged ΔW; it chooses the clients, too. `uploads` finds the uploads in a
-    reply (`UnopenedGrid.uploads`, so that they are opened one after the other). `max_failure_fraction` is the
+    reply (`UnopenedGrid.uploads`, so that they are opened one after the other). Uploads from there may have
+    `norm_limit` times the usual norm (`NormLimit`; 0: any). `max_failure_fraction` is the
     share of the chosen clients that may fail (error, refusal or no reply in time) in training or evaluation
-    before the run is ended with a `RunError`. `on_round` is called after each round. Everything else is
+    before the run is ended with a `RunError`. With a `seed`, each round chooses the same
+    clients out of the same list in every run. `on_round` is called after each round. Everything else is
     passed on to FedAvg.
 
     Raises `ConfigError` for an unknown aggregation, or one that `adapters` cannot do; `AdapterError` for a
@@ -79,7 +90,9 @@ class FedKron(FedAvg):
         adapters: MakeAdapter = one_for_all,
         optimizer: FedAvg | None = None,
         uploads: Callable[[Message], Mapping[str, Upload]] = plain_uploads,
+        norm_limit: float = 0.0,
         max_failure_fraction: float = 0.5,
+        seed: int | None = None,
         on_round: Callable[[RoundReport, GlobalAdapter], None] = lambda *_: None,
         **fedavg: object,
     ) -> None:
@@ -87,7 +100,13 @@ class FedKron(FedAvg):
         self.adapters = adapters(layout, aggregation)
         self._optimizer = optimizer
         self._uploads = uploads
+        self._norms = NormLimit(norm_limit)
         self._max_failure_fraction = max_failure_fraction
+        self._seed = seed
+        self._arrays = ArrayRecord()
+        self._rounds_before = 0
+        self._resumes = ""
+        self._origins: dict[int, Origin] = {}
         self._on_round = on_round
         self._report = RoundReport(0)
         self._expected: dict[int, tuple[str, ...]] = {}
@@ -117,10 +136,14 @@ class FedKron(FedAvg):
 
         Raises `RunError` when too many of them could not say who they are, where that matters.
         """
-        self._report = RoundReport(server_round)
+        number = self._rounds_before + server_round
+        self._report = RoundReport(number)
         choose = super().configure_train if self._optimizer is None else self._optimizer.configure_train
-        messages = choose(server_round, arrays, config, grid)
-        return self._addressed(messages, server_round, arrays, grid)
+        if self._seed is not None:
+            random.seed(f"{self._seed}, round {number}")  # Flower chooses clients with it
+        self._await_nodes(grid)
+        messages = choose(number, arrays, config, grid)
+        return self._addressed(messages, number, arrays, grid)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -132,9 +155,8 @@ class FedKron(FedAvg):
         admitted = self._admit(replies, is_train=True)
         if not admitted:
             return None, None
-        combined = self.adapters.combine(
-            Answer(origin_of(reply), self._uploads(reply), self._weight(reply)) for reply in admitted
-        )
+        combined = self.adapters.combine(self._norms.applied(map(self._answer, admitted)))
+        self._norms.end_round()
         valid = [reply for reply in admitted if reply.metadata.src_node_id not in combined.refused]
         self._report.failures += combined.refused.values()
         self._check_failures([*self._failed, *combined.refused.values()], len(self._expected), "training")
@@ -145,7 +167,8 @@ class FedKron(FedAvg):
         if self._optimizer is not None:
             weight = MetricRecord({self.weighted_by_key: sum(map(self._weight, valid))})
             reply = make_message(valid[0].metadata, content=RecordDict({ARRAYS: arrays, "metrics": weight}))
-            stepped, _ = self._optimizer.aggregate_train(server_round, [reply])
+            number = self._rounds_before + server_round
+            stepped, _ = self._optimizer.aggregate_train(number, [reply])
             assert stepped is not None
             arrays = to_arrays(to_state(stepped))  # Flower's optimizers may return float64
         return arrays, metrics
@@ -154,8 +177,10 @@ class FedKron(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Choose the clients that evaluate, as FedAvg does, and send each its adapter."""
-        messages = super().configure_evaluate(server_round, arrays, config, grid)
-        return self._addressed(messages, server_round, arrays, grid)
+        number = self._rounds_before + server_round
+        self._await_nodes(grid)
+        messages = super().configure_evaluate(number, arrays, config, grid)
+        return self._addressed(messages, number, arrays, grid)
 
     def aggregate_evaluate(
         self,
@@ -174,6 +199,52 @@ class FedKron(FedAvg):
             return None
         return self.evaluate_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
 
+    def snapshot(self) -> dict[str, Tree]:
+        """What it knows after a round: for `restore`. Take it in `on_round`."""
+        return {
+            "round": self._report.round,
+            "arrays": to_state(self._arrays),
+            "adapters": self.adapters.snapshot(),
+            "optimizer": {} if self._optimizer is None else optimizer_snapshot(self._optimizer),
+            "norms": self._norms.snapshot(),
+            "origins": [list(origin) for origin in self._origins.values()],
+        }
+
+    def restore(self, snapshot: Mapping[str, Tree], renamed: Mapping[int, int], run: str) -> ArrayRecord:
+        """Go on after the round that a snapshot was made of; returns the arrays to start from.
+
+        `renamed` has today's ids of the nodes that are still there, by their ids at that time. Nodes are told
+        that this goes on with `run`, so that they go on with what they kept of it. Rounds are counted on:
+        `start` is to be told how many are left.
+        """
+        arrays = to_arrays(snapshot["arrays"])
+        self.adapters.restore(snapshot["adapters"], arrays, renamed)
+        if self._optimizer is not None:
+            restore_optimizer(self._optimizer, snapshot["optimizer"])
+        self._norms.restore(snapshot["norms"])
+        self._rounds_before, self._resumes = snapshot["round"], run
+        known = [Origin(*origin) for origin in snapshot["origins"]]
+        self._origins = {
+            renamed[origin.node]: origin._replace(node=renamed[origin.node])
+            for origin in known
+            if origin.node in renamed
+        }
+        return arrays
+
+    def _await_nodes(self, grid: Grid) -> None:
+        """Flower would wait for ever: wait as long as for replies, then raise `RunError`."""
+        deadline = time.monotonic() + self._timeout
+        while (there := len(list(grid.get_node_ids()))) < self.min_available_nodes:
+            if time.monotonic() > deadline:
+                raise RunError(
+                    f"round {self._report.round}: {there} nodes are online, {self.min_available_nodes} are "
+                    f"needed, and no more came in {self._timeout:g} seconds"
+                )
+            time.sleep(NODES_POLL_SECONDS)
+
+    def _answer(self, reply: Message) -> Answer:
+        return Answer(origin_of(reply), self._uploads(reply), self._weight(reply))
+
     def _addressed(
         self, messages: Iterable[Message], server_round: int, arrays: ArrayRecord, grid: Grid
     ) -> list[Message]:
@@ -182,13 +253,15 @@ class FedKron(FedAvg):
         strangers = self.adapters.strangers([message.metadata.dst_node_id for message in messages])
         unknown = introduce(strangers, self.adapters, grid, round_=server_round, timeout=self._timeout)
         self._report.failures += unknown.values()
-        self._expected = {}
+        self._expected, self._arrays = {}, arrays
         self.adapters.adopt(server_round, arrays)
         known = [message for message in messages if message.metadata.dst_node_id not in unknown]
         for message in known:
             sent = self.adapters.sent(message.metadata.dst_node_id)
             config = ConfigRecord(dict(message.content.config_records[self.configrecord_key]))
             config[CONTRACT] = sent.layout.contract
+            if self._resumes:
+                config[RESUMES] = self._resumes
             if sent.trains != tuple(sent.records):
                 config[TRAINS] = list(sent.trains)
             message.content = RecordDict({**sent.records, self.configrecord_key: config})
@@ -199,12 +272,14 @@ class FedKron(FedAvg):
     def _admit(self, replies: Iterable[Message], *, is_train: bool) -> list[Message]:
         replies = list(replies)
         answers, errors = self._check_and_log_replies(replies, is_train, validate=False)
-        valid, refusals = check_replies(answers, self.weighted_by_key, self._expected if is_train else {})
+        expected = self._expected if is_train else dict.fromkeys(self._expected, ())
+        valid, refusals = check_replies(answers, self.weighted_by_key, expected)
         failures = [f"node {e.metadata.src_node_id}: {_reason(e.error)}" for e in errors] + refusals
         failures += ["no reply in time"] * (len(self._expected) - len(replies))
         self._failed = failures
         self._report.failures += failures
         self._check_failures(failures, len(self._expected), "training" if is_train else "evaluation")
+        self._origins |= {origin.node: origin for origin in map(origin_of, valid)}
         # Floating-point sums depend on their order, and node ids differ from run to run.
         return sorted(valid, key=origin_of)
 

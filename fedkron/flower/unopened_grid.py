@@ -9,10 +9,15 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from fedkron.compression import inspect_header
-from fedkron.errors import ContractError
+from fedkron.compression.codecs import codec_of_id
+from fedkron.compression.payload import payload_sizes
+from fedkron.errors import ContractError, PayloadError
 from fedkron.flower.grid import Awaited, CompressedGrid, packed
-from fedkron.flower.uploads import Upload
-from fedkron.flower.wire import is_packed
+from fedkron.flower.uploads import Packed, Upload
+from fedkron.flower.wire import is_packed, message_bytes
+
+MOST_BESIDE_UPLOADS = 1 << 16
+"""Bytes: metrics, origin and envelope of a reply take two or three kilobytes."""
 
 
 class UnopenedGrid(CompressedGrid):
@@ -36,11 +41,27 @@ class UnopenedGrid(CompressedGrid):
 
     def _take(self, reply: Message, memory: Awaited) -> None:
         uploads = {k: packed(k, r, memory) for k, r in reply.content.items() if is_packed(r)}
+        beside = message_bytes(reply) - sum(len(upload.payload) for upload in uploads.values())
+        if beside > MOST_BESIDE_UPLOADS:
+            raise PayloadError(
+                f"reply has {beside} bytes beside its uploads, {MOST_BESIDE_UPLOADS} are the most"
+            )
         for upload in uploads.values():
-            header = inspect_header(upload.payload)
-            upload.check(header)
-            if header.contract != upload.layout.contract:
-                raise ContractError(
-                    f"payload has contract {header.contract[:12]}…, expected {upload.layout.contract[:12]}…"
-                )
+            self._check(upload)
         self._unopened[reply.metadata.reply_to_message_id] = uploads
+
+    def _check(self, upload: Packed) -> None:
+        """All that can be told without decoding."""
+        header = inspect_header(upload.payload)
+        upload.check(header)
+        if header.contract != upload.layout.contract:
+            raise ContractError(
+                f"payload has contract {header.contract[:12]}…, expected {upload.layout.contract[:12]}…"
+            )
+        if header.codec != (expected := codec_of_id(self._upload.id).name):
+            raise PayloadError(f"payload is encoded with {header.codec}, the server asked for {expected}")
+        size, sizes = len(upload.payload), payload_sizes(upload.layout, self._upload)
+        if size not in sizes:
+            raise PayloadError(
+                f"payload has {size} bytes, {self._upload.name} makes {sizes[0]} to {sizes[-1]} of it"
+            )

@@ -7,14 +7,14 @@ memory for one adapter, and not for as many as there are clients.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from flwr.app import Message
 
 from fedkron.compression import Header, Kind
-from fedkron.compression.payload import decode_vector
+from fedkron.compression.accumulate import Accepted, accept
 from fedkron.errors import PayloadError
 from fedkron.flower.wire import to_state
 from fedkron.layout import AdapterLayout, State, unflatten
@@ -35,15 +35,17 @@ class Packed:
     reference: State
     layout: AdapterLayout
     round: int
+    limit: Callable[[float], object] = float
+    """Is called with the norm of the update, and may refuse it."""
 
     def opened(self) -> State:
         """What was sent plus the decoded update.
 
         Raises `PayloadError` or `ContractError` for a payload that is damaged, no update, of another round or
-        adapter, or that takes a tensor beyond the largest float32.
+        adapter, beyond the limit, or that takes a tensor beyond the largest float32.
         """
-        header, update = decode_vector(self.payload, self.layout)
-        self.check(header)
+        update = np.zeros(self.layout.size, np.float32)
+        self.admitted().add_to(update, 1.0)
         # The reference is the server's full-precision state, not the quantized broadcast: what the
         # broadcast's quantization left out is thus not lost, but sent again with the next one.
         with np.errstate(over="ignore"):
@@ -51,6 +53,17 @@ class Packed:
         if overflown := [name for name, values in trained.items() if not np.isfinite(values).all()]:
             raise PayloadError(f"it takes tensor {overflown[0]!r} beyond the largest float32")
         return trained
+
+    def admitted(self) -> Accepted:
+        """The payload, checked and within its limit, ready to be added. Raises as `opened` does."""
+        accepted = accept(self.payload, self.layout)
+        self.check(accepted.header)
+        self.limit(accepted.norm)
+        return accepted
+
+    def norm(self) -> float:
+        """The norm of the update (`Accepted.norm`); raises as `opened` does."""
+        return replace(self, limit=float).admitted().norm
 
     def check(self, header: Header) -> None:
         """Raise `PayloadError` unless a payload is an update of this round."""

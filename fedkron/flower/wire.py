@@ -129,6 +129,11 @@ def is_packed(record: object) -> bool:
     return isinstance(record, ConfigRecord) and PAYLOAD in record
 
 
+def carries_upload(record: ConfigRecord) -> bool:
+    """Whether a record carries the payload of an upload, which is one."""
+    return isinstance(record.get(PAYLOAD), bytes)
+
+
 def payload_of(record: ConfigRecord) -> bytes:
     """The payload of an upload; raises `PayloadError` when it holds something else."""
     return _field(record, PAYLOAD, bytes)
