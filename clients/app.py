@@ -31,6 +31,7 @@ from fedkron.base import TaskModel
 from fedkron.errors import ConfigError, ContractError
 from fedkron.exchange import HeadFile, save_head
 from fedkron.flower import ORIGIN, compressed_exchange, explained_errors
+from fedkron.flower.durable_state import durable_state
 from fedkron.flower.global_adapter import ARRAYS, TERMS
 from fedkron.flower.introductions import introduction_of
 from fedkron.flower.strategy import TRAINS
@@ -42,7 +43,12 @@ from fedkron.settings import Settings
 CONFIG, METRICS = "config", "metrics"
 LOCAL_HEAD, HEAD_ONLY = "fedkron.head", "fedkron.head-only"
 
-app = ClientApp(mods=[explained_errors, compressed_exchange])
+
+def _own_folder(context: Context) -> Path:
+    return _node(context)[1].directory
+
+
+app = ClientApp(mods=[explained_errors, durable_state(_own_folder), compressed_exchange])
 
 
 @app.query()

@@ -19,6 +19,10 @@ from fedkron.errors import ConfigError
 FEATURE_NORM = 10.0
 """Length of the feature vector that the head sees: lets a head with zero weights learn in few steps."""
 
+# A base is data: code that lies beside it never runs (unless told, transformers would ask the terminal), and
+# weights that are pickles, which are programs too, are not read.
+_NO_CODE: dict[str, Any] = {"trust_remote_code": False}
+
 
 @dataclass(frozen=True)
 class Base:
@@ -61,8 +65,8 @@ def load_image_base(name: str) -> Base:
     source = resolve_base(name)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        backbone = AutoModel.from_pretrained(source, dtype=torch.float32)
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil")  # type: ignore[no-untyped-call]
+        backbone = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **_NO_CODE)
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil", **_NO_CODE)  # type: ignore[no-untyped-call]
     except (OSError, ValueError, SafetensorError) as error:
         raise _no_such_base(name, error) from error
     known = all(hasattr(backbone.config, name) for name in ("hidden_size", "image_size"))
@@ -88,7 +92,7 @@ def load_language_model(name: str) -> Base:
 def load_any_base(name: str) -> Base:
     """Load a base for texts or for images, whichever it is. Raises like `load_base` and `load_image_base`."""
     try:
-        config = AutoConfig.from_pretrained(resolve_base(name))
+        config = AutoConfig.from_pretrained(resolve_base(name), **_NO_CODE)
     except (OSError, ValueError) as error:
         raise _no_such_base(name, error) from error
     return load_image_base(name) if hasattr(config, "image_size") else load_base(name)
@@ -101,11 +105,11 @@ def empty_backbone(name: str) -> nn.Module:
     """
     source = resolve_base(name)
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **_NO_CODE)
     except (OSError, ValueError) as error:
         raise _no_such_base(name, error) from error
     with torch.device("meta"):
-        return _without_pooler(AutoModel.from_config(config))  # type: ignore[no-untyped-call]
+        return _without_pooler(AutoModel.from_config(config, **_NO_CODE))  # type: ignore[no-untyped-call]
 
 
 def fingerprint(backbone: nn.Module) -> str:
@@ -164,8 +168,8 @@ def _load_text_model(name: str, model_class: Any) -> tuple[nn.Module, Any]:  # n
     source = resolve_base(name)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model = model_class.from_pretrained(source, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        model = model_class.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **_NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(source, **_NO_CODE)
     except (OSError, ValueError, SafetensorError) as error:
         raise _no_such_base(name, error) from error
     if tokenizer.pad_token is None:
@@ -190,5 +194,5 @@ def _no_such_base(name: str, error: Exception) -> ConfigError:
     first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ConfigError(
         f"base {name!r} cannot be loaded ({found}; {first_line}): give a Hub id that can be reached, "
-        "a folder saved by save_pretrained, or demo:all-minilm-l6-v2"
+        "a folder saved by save_pretrained (safetensors, no code of its own), or demo:all-minilm-l6-v2"
     )

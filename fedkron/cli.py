@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from fedkron.commands import (
+    audit,
     convert,
     export,
     federation,
@@ -23,7 +24,21 @@ from fedkron.commands import (
 )
 from fedkron.errors import FedKronError
 
-COMMANDS = (run, federation, keys, report, meter, export, convert, merge, predict, serve, inspect, plan)
+COMMANDS = (
+    run,
+    federation,
+    keys,
+    report,
+    meter,
+    export,
+    convert,
+    merge,
+    predict,
+    serve,
+    inspect,
+    audit,
+    plan,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

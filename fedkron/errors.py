@@ -15,6 +15,7 @@
     ├── SnapshotError   a checkpoint, or a node's kept state, is missing, damaged or of another run
     ├── TaskError       a task's data is missing or malformed
     ├── BundleError     an exported bundle is incomplete, damaged or foreign
+    ├── AuditError      an audit log that was altered, or does not fit its run
     └── RunError        a federated run could not start, or failed
 
 All are `ValueError`s: the caller handed us something that cannot be used. The message says what was
@@ -80,6 +81,10 @@ class TaskError(FedKronError):
 
 class BundleError(FedKronError):
     """An exported bundle is incomplete, damaged or foreign."""
+
+
+class AuditError(FedKronError):
+    """An audit log that was altered, or does not fit its run; or an entry that may not be in one."""
 
 
 class RunError(FedKronError):

@@ -89,15 +89,20 @@ class Sections:
 
 
 class Ledger:
-    """Collects transfers in memory and, when given a path, appends each to a JSON-lines file at once."""
+    """Collects transfers in memory and, when given a path, appends each to a JSON-lines file at once.
+
+    A file that is there already is gone on with: what was sent has cost its bytes, whatever came of it.
+    """
 
     def __init__(self, path: Path | None = None) -> None:
         self.transfers: list[Transfer] = []
         self._file: TextIO | None = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("w", encoding="utf-8")
-            self._write({"format": FORMAT, "version": LEDGER_VERSION})
+            self.transfers += _continued(path)
+            self._file = path.open("a", encoding="utf-8")
+            if not path.stat().st_size:
+                self._write({"format": FORMAT, "version": LEDGER_VERSION})
 
     def record(self, transfer: Transfer) -> None:
         """Add one transfer."""
@@ -108,6 +113,16 @@ class Ledger:
         if self._file is not None:
             self._file.write(json.dumps(line) + "\n")
             self._file.flush()
+
+
+def _continued(path: Path) -> list[Transfer]:
+    """What a ledger holds so far; a line that its writer did not get to end is cut off."""
+    if not path.exists() or not path.stat().st_size:
+        return []
+    transfers = read_ledger(path)
+    with path.open("r+b") as file:
+        file.truncate(file.read().rfind(b"\n") + 1)
+    return transfers
 
 
 def read_ledger(path: Path) -> list[Transfer]:

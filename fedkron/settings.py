@@ -183,6 +183,7 @@ class Settings:
     seed: int = 0
     output_dir: str = "runs"
     run_name: str = ""
+    resume: bool = False
     device: str = "auto"
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     codec: CodecSettings = field(default_factory=CodecSettings)
@@ -303,7 +304,7 @@ def _check_values(settings: Settings) -> None:
         ("admission.norm-limit", settings.admission.norm_limit, 0, None),
         ("robust.attackers", settings.robust.attackers, 0, 0.49),
         ("privacy.noise-multiplier", settings.privacy.noise_multiplier, 0, None),
-        ("privacy.delta", settings.privacy.delta, 0, 0.1),
+        ("privacy.delta", settings.privacy.delta, 0, 1),
         ("secure.levels", settings.secure.levels, 3, 255),
         ("secure.threshold", settings.secure.threshold, 0, 1),
         ("server.proximal-mu", settings.server.proximal_mu, 0, None),
@@ -337,7 +338,7 @@ def _check_values(settings: Settings) -> None:
         raise ConfigError("run-config key 'head-labels' is set but head is 'local': set head = 'shared'")
     if len(set(settings.shared_labels)) != len(settings.shared_labels):
         raise ConfigError(f"run-config key 'head-labels' is {settings.head_labels!r}: a label appears twice")
-    if "/" in settings.run_name or settings.run_name.startswith("."):
+    if set("/\\:\0") & set(settings.run_name) or settings.run_name.startswith("."):
         raise ConfigError(
             f"run-config key 'run-name' is {settings.run_name!r}: it must be a plain folder name"
         )

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import random
 import time
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedkron.errors import ContractError
 from fedkron.flower import CompressedGrid, RoundReport
 from fedkron.flower.global_adapter import FOR_ALL, GlobalAdapter, Sent, is_adapter
+from fedkron.flower.ordered_grid import OrderedGrid
 from fedkron.flower.unopened_grid import UnopenedGrid
 from fedkron.flower.wire import to_arrays, to_state
 from fedkron.layout import AdapterLayout, State
 from fedkron.ledger import Ledger
 from fedkron.rundir import LEDGER, run_directory
-from fedkron.settings import Settings
+from fedkron.settings import EQUAL_SIZES, ONE_GROUP, Settings
+from server.checkpoint import Checkpoint, load_checkpoint, restored, save_checkpoint
 from server.record import Held, RunRecord
 from server.strategy import strategy_of
 
@@ -28,37 +32,65 @@ def main(grid: Grid, context: Context) -> None:
     """Federate for `num-server-rounds` rounds; an exception here is what Flower reports as failed."""
     settings = Settings.from_run_config(context.run_config)
     folder = run_directory(settings, context.run_id)
-    record = RunRecord.start(folder, settings)
+    checkpoint = load_checkpoint(folder) if settings.resume else None
+    done = 0 if checkpoint is None else checkpoint.round
+    open_record = partial(RunRecord.resume, done=done) if settings.resume else RunRecord.start
+    record = open_record(folder, settings)
     try:
-        layout, initial = _initial_adapter(settings)
-        nodes = _wait_for_nodes(grid)
-
-        compressed = UnopenedGrid(
-            grid,
-            layout=layout,
-            upload=settings.codec.upload,
-            broadcast=settings.codec.broadcast,
-            ledger=Ledger(folder / LEDGER),
-        )
-
-        def on_round(report: RoundReport, adapters: GlobalAdapter) -> None:
-            # What the nodes have evaluated, or will get with the next broadcast.
-            agreed = {name: _agreed(sent, compressed) for name, sent in adapters.held().items()}
-            record.finish_round(report, agreed, _terms(adapters.held()[FOR_ALL], compressed))
-
-        strategy = strategy_of(settings, layout, nodes, on_round, compressed.uploads)
-        strategy.adapters.adopt(0, to_arrays(initial))
-        random.seed(settings.seed)  # Flower's strategies choose their clients with it
-        strategy.start(
-            compressed,
-            to_arrays(_agreed(strategy.adapters.held()[FOR_ALL], compressed).state),
-            num_rounds=settings.num_server_rounds,
-            timeout=settings.round_timeout,
-        )
+        _federate(grid, settings, folder, record, checkpoint, str(context.run_id))
     except BaseException as error:
         record.fail(error)
         raise
     record.complete()
+
+
+def _federate(  # noqa: PLR0917
+    grid: Grid, settings: Settings, folder: Path, record: RunRecord, checkpoint: Checkpoint | None, run: str
+) -> None:
+    """All rounds, or those that are left."""
+    layout, initial = _initial_adapter(settings)
+    if checkpoint is not None and checkpoint.contract != layout.contract:
+        raise ContractError(
+            f"the run in {folder} has an adapter of contract {checkpoint.contract[:12]}…, base "
+            f"{settings.base!r} needs {layout.contract[:12]}…: it is not the base that the run began with"
+        )
+    there = _wait_for_nodes(grid, 1 if checkpoint is None else checkpoint.nodes)
+    nodes = there if checkpoint is None else checkpoint.nodes
+    compressed = UnopenedGrid(
+        grid,
+        layout=layout,
+        upload=settings.codec.upload,
+        broadcast=settings.codec.broadcast,
+        ledger=Ledger(folder / LEDGER),
+    )
+    began = run if checkpoint is None else checkpoint.run
+
+    def on_round(report: RoundReport, adapters: GlobalAdapter) -> None:
+        # What the nodes have evaluated, or will get with the next broadcast.
+        agreed = {name: _agreed(sent, compressed) for name, sent in adapters.held().items()}
+        record.finish_round(report, agreed, _terms(adapters.held()[FOR_ALL], compressed))
+        state = strategy.snapshot(), compressed.snapshot()
+        save_checkpoint(folder, Checkpoint(began, layout.contract, nodes, *state))
+
+    strategy = strategy_of(settings, layout, nodes, on_round, compressed.uploads)
+    # Where it matters which node is which, they are to come in the same order in every run.
+    all_the_same = (
+        min(settings.fraction_train, settings.fraction_evaluate) == 1
+        and settings.groups.by == ONE_GROUP
+        and settings.adapter.sizes == EQUAL_SIZES
+    )
+    ordered = OrderedGrid(compressed, timeout=settings.round_timeout)
+    if checkpoint is None:
+        strategy.adapters.adopt(0, to_arrays(initial))
+        arrays, done = to_arrays(_agreed(strategy.adapters.held()[FOR_ALL], compressed).state), 0
+    else:
+        arrays, done = restored(checkpoint, strategy, compressed, ordered.origins()), checkpoint.round
+    strategy.start(
+        compressed if all_the_same else ordered,
+        arrays,
+        num_rounds=settings.num_server_rounds - done,
+        timeout=settings.round_timeout,
+    )
 
 
 def _initial_adapter(settings: Settings) -> tuple[AdapterLayout, State]:
@@ -91,10 +123,18 @@ def _terms(sent: Sent, grid: CompressedGrid) -> list[State]:
     return [to_state(grid.agreed(record, key)) for key, record in sent.records.items() if not is_adapter(key)]
 
 
-def _wait_for_nodes(grid: Grid) -> int:
-    """Number of nodes once the first ones are there and no more have come for a moment."""
+def _wait_for_nodes(grid: Grid, wanted: int) -> int:
+    """Number of nodes once some are there and no more have come for a moment.
+
+    For so many as are wanted it waits a minute: as long as it takes a node that was killed to come back.
+    """
+    deadline = time.monotonic() + 60
     count = 0
-    while count == 0 or count != len(list(grid.get_node_ids())):
+    while (
+        count == 0
+        or count != len(list(grid.get_node_ids()))
+        or (count < wanted and time.monotonic() < deadline)
+    ):
         count = len(list(grid.get_node_ids()))
         time.sleep(0.5)
     return count

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from fedkron.errors import ConfigError
@@ -14,7 +14,20 @@ from fedkron.flower import RoundReport
 from fedkron.flower.global_adapter import FOR_ALL
 from fedkron.layout import AdapterLayout, State
 from fedkron.rundir import ADAPTER, OUTCOME, ROUNDS, SETTINGS, TERMS, group_directory
+from fedkron.runlog import read_run
 from fedkron.settings import Settings, run_config
+
+MAY_CHANGE = frozenset(
+    {
+        "num-server-rounds",
+        "round-timeout",
+        "max-failure-fraction",
+        "output-dir",
+        "run-name",
+        "device",
+    }
+)
+"""Settings that a run which is gone on with may have new values of."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +41,45 @@ class Held:
 class RunRecord:
     """Writes into one run folder. Start it with `RunRecord.start`."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: Settings, seconds: float = 0.0) -> None:
         self._folder = folder
         self._settings = settings
-        self._started = time.monotonic()
+        self._started = time.monotonic() - seconds
 
     @staticmethod
     def start(folder: Path, settings: Settings) -> RunRecord:
         """Create the folder; raises `ConfigError` when a run has been there before."""
         if (folder / SETTINGS).exists():
-            raise ConfigError(f"run folder {folder} is taken: choose another run-name, or delete it")
+            raise ConfigError(
+                f"run folder {folder} is taken: choose another run-name, delete it, or go on with that run "
+                "by `fedkron run --resume`"
+            )
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / SETTINGS, json.dumps(run_config(settings), indent=1).encode())
+        write_atomically(folder / SETTINGS, _json(run_config(settings)))
         return RunRecord(folder, settings)
+
+    @staticmethod
+    def resume(folder: Path, settings: Settings, done: int) -> RunRecord:
+        """Go on in a folder after so many rounds: what was written of later ones is taken back.
+
+        Raises `ConfigError`, changing nothing, for settings other than the run's own that matter.
+        """
+        log = read_run(folder)
+        settings = replace(settings, resume=False)
+        before, now = run_config(log.settings), run_config(settings)
+        for key in now.keys() - MAY_CHANGE:
+            if now[key] != before[key]:
+                raise ConfigError(
+                    f"run-config key {key!r} is {now[key]!r}, the run in {folder} has {before[key]!r}: a run "
+                    f"is gone on with as it was begun, only {', '.join(sorted(MAY_CHANGE))} may change"
+                )
+        lines = (folder / ROUNDS).read_bytes().splitlines(keepends=True) if log.rounds else []
+        kept = [line for line in lines[: len(log.rounds)] if json.loads(line)["round"] <= done]
+        seconds = max((entry.seconds for entry in log.rounds if entry.round <= done), default=0.0)
+        (folder / OUTCOME).unlink(missing_ok=True)
+        write_atomically(folder / SETTINGS, _json(now))
+        write_atomically(folder / ROUNDS, b"".join(kept))
+        return RunRecord(folder, settings, seconds)
 
     def finish_round(self, report: RoundReport, adapters: Mapping[str, Held], terms: Sequence[State]) -> None:
         """Save the adapters by name and the terms, then add the round's line: whoever sees it finds them."""
@@ -69,4 +108,8 @@ class RunRecord:
         self._end({"status": "failed", "error": f"{type(error).__name__}: {error}"})
 
     def _end(self, outcome: dict[str, str]) -> None:
-        write_atomically(self._folder / OUTCOME, json.dumps(outcome, indent=1).encode())
+        write_atomically(self._folder / OUTCOME, _json(outcome))
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, indent=1).encode()

@@ -52,7 +52,7 @@ def strategy_of(
         uploads=uploads,
         norm_limit=settings.admission.norm_limit,
         seed=settings.seed,
-        **choice,
+        **choice,  # type: ignore[arg-type]
     )
 
 

@@ -142,6 +142,7 @@ def test_a_program_imports_no_other_program_and_nothing_that_stands_on_top(progr
     [
         "fedkron.compression",
         "fedkron.aggregation",
+        "fedkron.audit",
         "fedkron.edge.device_adapter",
         "fedkron.edge.slot",
         *sorted(DEVICE),

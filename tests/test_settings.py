@@ -82,6 +82,18 @@ CHANGED: dict[str, object] = {
     "groups.by": "cluster",
     "groups.clusters": 4,
     "groups.warm-up": 3,
+    "resume": True,
+    "admission.norm-limit": 4.0,
+    "robust.rule": "median",
+    "robust.attackers": 0.3,
+    "privacy.kind": "central",
+    "privacy.clipping": "adaptive",
+    "privacy.clipping-norm": 0.5,
+    "privacy.noise-multiplier": 0.7,
+    "privacy.delta": 1e-6,
+    "secure.aggregation": True,
+    "secure.levels": 255,
+    "secure.threshold": 0.7,
 }
 # What does not go together with some of these.
 OTHERWISE = CHANGED | {"adapter.sizes": "own", "groups.by": "one"}
@@ -125,7 +137,7 @@ def test_any_mixture_of_defaults_and_changes_survives_the_round_trip(chosen: dic
 
 @pytest.mark.parametrize("key", [key for key, value in DEFAULTS.items() if isinstance(value, float)])
 def test_whole_number_is_taken_where_a_float_is_meant(key: str) -> None:
-    number = 0 if key == "adapter.dropout" else 1
+    number = 0 if key in {"adapter.dropout", "robust.attackers"} else 1
     value = run_config(Settings.from_run_config({key: number}))[key]
     assert value == number
     assert type(value) is float

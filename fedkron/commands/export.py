@@ -20,7 +20,7 @@ from fedkron.edge.slot_encoding import ENCODINGS
 from fedkron.errors import BundleError, ConfigError
 from fedkron.exchange import AdapterFile, HeadFile, folded_fingerprint, load_adapter, load_head, load_terms
 from fedkron.layout import State
-from fedkron.rundir import ADAPTER, HEAD, NODES, TERMS, group_directory
+from fedkron.rundir import ADAPTER, HEAD, NODES, TERMS, folder_name, group_directory
 from fedkron.runlog import read_run
 from fedkron.settings import TrainSettings
 
@@ -309,7 +309,8 @@ def _heads_of_run(source: Path, adapter: AdapterFile, group: str | None) -> Sequ
         return [shared_head(adapter, task, log.settings.shared_labels) for task in tasks]
     files = sorted((source / NODES).glob(f"*/{HEAD}"))
     if group is not None:
-        files = [file for file in files if file.parent.name in read_run(source).groups[group]]
+        folders = set(map(folder_name, read_run(source).groups[group]))
+        files = [file for file in files if file.parent.name in folders]
     first: dict[str, HeadFile] = {}
     for head in map(load_head, files):
         first.setdefault(head.task, head)

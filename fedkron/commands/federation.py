@@ -13,7 +13,14 @@ from pathlib import Path
 from rich.console import Console
 
 from fedkron.commands.progress import NoProgress
-from fedkron.commands.run import federate, free_run_folder, localized, progress_for, read_settings
+from fedkron.commands.run import (
+    federate,
+    free_run_folder,
+    localized,
+    progress_for,
+    read_settings,
+    resumed_settings,
+)
 from fedkron.demo import resolve_task
 from fedkron.errors import ConfigError, RunError
 from fedkron.report import figures, show
@@ -43,6 +50,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE.toml|'KEY=VALUE …'",
         help="settings that differ from those in pyproject.toml; may be given several times, later wins",
     )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with the run in this folder, as `fedkron run` does"
+    )
     parser.add_argument("-n", "--nodes", type=int, help="SuperNodes (default: one per task)")
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
@@ -53,8 +63,12 @@ def federation(options: argparse.Namespace) -> int:
     """Run, and print the report. Raises `RunError` when the run did not complete."""
     from fedkron.deploy.local import local_federation
 
-    settings = localized(read_settings(options.app, options.run_config))
-    nodes = options.nodes if options.nodes is not None else len(settings.task_sources)
+    if options.resume is None:
+        settings, usual = read_settings(options.app, options.run_config), None
+    else:
+        settings, usual = resumed_settings(options.resume, options.run_config)
+    settings = localized(settings)
+    nodes = options.nodes if options.nodes is not None else usual or len(settings.task_sources)
     if nodes < 1:
         raise ConfigError(f"--nodes is {nodes}: it must be at least 1")
     folder = free_run_folder(settings)

@@ -26,8 +26,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "inspect",
         help="what is in a file of ours",
-        description="Check and describe a payload, an adapter or head file, a ledger, a socket log, a bundle "
-        "or a run folder.",
+        description="Check and describe a payload, an adapter or head file, a ledger, a socket log, an "
+        "audit log, a bundle or a run folder.",
     )
     parser.add_argument("path", type=Path, help="file or folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -59,10 +59,37 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def _log(path: Path) -> dict[str, Any]:
+    if _is_audit_log(path):
+        return _audit_log(path)
     if is_socket_log(path):
         return {"format": "socket log", **asdict(socket_totals(read_socket_log(path)))}
     cost = totals(read_ledger(path))
     return {"format": "ledger", **asdict(cost), "factor": round(cost.factor, 2)}
+
+
+def _is_audit_log(path: Path) -> bool:
+    with path.open("rb") as file:
+        start = file.readline(1 << 16)
+    try:
+        content = json.loads(start)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and {"previous", "signature"} <= content.keys()
+
+
+def _audit_log(path: Path) -> dict[str, Any]:
+    # `cryptography` is part of an extra.
+    from fedkron.audit import read_log
+
+    entries = read_log(path)
+    return {
+        "format": "audit log",
+        "head": str(entries[-1].head),
+        "public key": entries[0].fields["public_key"],
+        "from": entries[0].time,
+        "to": entries[-1].time,
+        "events": dict(Counter(entry.event for entry in entries)),
+    }
 
 
 def _tensors(path: Path) -> dict[str, Any]:

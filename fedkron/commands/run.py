@@ -19,9 +19,9 @@ from fedkron.commands.progress import LineProgress, NoProgress, Progress, Termin
 from fedkron.commands.runconfig import flattened, read_run_config, read_toml
 from fedkron.demo import DEMO_TASKS, resolve_task
 from fedkron.errors import ConfigError, RunError, TaskError
-from fedkron.exchange import write_atomically
+from fedkron.exchange import load_snapshot, write_atomically
 from fedkron.report import figures, show
-from fedkron.rundir import FLOWER_LOG, REPORT, SETTINGS, run_directory
+from fedkron.rundir import CHECKPOINT, FLOWER_LOG, OUTCOME, REPORT, SETTINGS, run_directory
 from fedkron.runlog import RunLog, read_run
 from fedkron.settings import Settings, run_config
 
@@ -56,6 +56,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         metavar="FILE.toml|'KEY=VALUE …'",
         help="settings that differ from those in pyproject.toml; may be given several times, later wins",
     )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="go on with the run in this folder after its last finished round, with its settings and as many "
+        "nodes; -c may give it more rounds (num-server-rounds)",
+    )
     parser.add_argument("-n", "--nodes", type=int, help="simulated nodes (default: one per task)")
     parser.add_argument(
         "--cpus-per-node", type=int, default=1, help="CPUs for each simulated node (default: 1)"
@@ -77,10 +84,13 @@ def run(options: argparse.Namespace) -> int:
 
     if options.nodes is not None and options.nodes < 1:
         raise ConfigError(f"--nodes is {options.nodes}: it must be at least 1")
-    settings = read_settings(options.app, options.run_config)
+    if options.resume is None:
+        settings, usual = read_settings(options.app, options.run_config), None
+    else:
+        settings, usual = resumed_settings(options.resume, options.run_config)
     if options.superlink is None:
         settings = localized(settings)
-    nodes = options.nodes or len(settings.task_sources)
+    nodes = options.nodes or usual or len(settings.task_sources)
     simulation = (
         f"num-supernodes={nodes} client-resources-num-cpus={options.cpus_per_node} "
         f"client-resources-num-gpus={options.gpus_per_node}"
@@ -130,8 +140,11 @@ def _local_source(source: str) -> str:
 def free_run_folder(settings: Settings) -> Path:
     """The folder that a run will write to. Raises `ConfigError` when another run has done so."""
     folder = run_directory(settings, run_id=0)
-    if (folder / SETTINGS).exists():
-        raise ConfigError(f"run folder {folder} is taken: choose another run-name, or delete it")
+    if (folder / SETTINGS).exists() and not settings.resume:
+        raise ConfigError(
+            f"run folder {folder} is taken: choose another run-name, delete it, or go on with that run by "
+            f"--resume {folder}"
+        )
     return folder
 
 
@@ -152,6 +165,7 @@ def federate(
     from fedkron.flower.superlink import COMPLETED
 
     folder = free_run_folder(settings)
+    (folder / OUTCOME).unlink(missing_ok=True)  # of the part that is gone on with
     with progress, link as connection, _run_config_file(settings) as file:
         run_id = connection.submit(app, file, simulation)
         status, details = _wait(connection, run_id, folder, progress)
@@ -196,6 +210,28 @@ def read_settings(app_folder: Path, run_configs: Sequence[str]) -> Settings:
         config |= read_run_config(text)
     config["run-name"] = config.get("run-name") or f"{datetime.now():%Y%m%d-%H%M%S}"
     return Settings.from_run_config(config)
+
+
+def resumed_settings(folder: Path, run_configs: Sequence[str]) -> tuple[Settings, int | None]:
+    """The settings of a run that is gone on with, with these changes, and how many nodes it began with.
+
+    Raises `RunError` when there is no run in the folder, or when it is complete.
+    """
+    log = read_run(folder)
+    config = run_config(log.settings)
+    for text in run_configs:
+        config |= read_run_config(text)
+    place = folder.expanduser().absolute()
+    config |= {"output-dir": str(place.parent), "run-name": place.name, "resume": True}
+    settings = Settings.from_run_config(config)
+    checkpoint = load_snapshot(folder / CHECKPOINT) if (folder / CHECKPOINT).exists() else {}
+    done = checkpoint.get("strategy", {}).get("round", 0)
+    if log.outcome == "completed" and done >= settings.num_server_rounds:
+        raise RunError(
+            f"the run in {folder} has finished its {done} rounds: to go on, give it more, as in "
+            f"-c num-server-rounds={2 * done}"
+        )
+    return settings, checkpoint.get("nodes")
 
 
 @contextmanager

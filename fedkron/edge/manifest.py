@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fedkron.edge.language_model import LanguageModelInput
@@ -127,6 +127,8 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
     for name, expected in manifest.files.items():
         if not (folder / name).is_file():
             raise BundleError(f"{folder / name} is missing: copy the whole bundle, or export it again")
+        if not (folder / name).resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"{folder / name} is a link out of the bundle: copy the files themselves")
         if sha256(folder / name) != expected:
             raise BundleError(
                 f"{folder / name} is not what was exported (its SHA-256 differs): copy the bundle again"
@@ -151,8 +153,8 @@ def _manifest(content: dict[str, Any]) -> Manifest:
     if unlisted := sorted(needed - files.keys()):
         raise KeyError(f"{unlisted[0]} is not among the files")
     for name in files:
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name:
+        path = PureWindowsPath(name)  # it splits at / and \, and knows drives
+        if path.anchor or ".." in path.parts or set("\\\0") & set(name):
             raise ValueError(f"file {name!r} lies outside the bundle")
     slot = content["slot"]
     groups = tuple(tuple(map(str, group)) for group in slot["groups"])

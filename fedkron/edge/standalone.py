@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -68,9 +68,11 @@ class Bundle:
     def verified(self, name: str) -> Path:
         """The path of a file, which must be inside the folder and as it was exported."""
         with refusing(f"{self.folder}: {name!r}"):
-            path = PurePosixPath(name)
-            if path.is_absolute() or ".." in path.parts or "\\" in name:
+            path = PureWindowsPath(name)  # it splits at / and \, and knows drives
+            if path.anchor or ".." in path.parts or set("\\\0") & set(name):
                 raise RefusedError(f"file {name!r} lies outside the bundle")
+            if not (self.folder / name).resolve().is_relative_to(self.folder.resolve()):
+                raise RefusedError(f"file {name!r} is a link out of the bundle: copy the files themselves")
             with (self.folder / name).open("rb") as file:
                 if hashlib.file_digest(file, "sha256").hexdigest() != self.manifest["files"][name]:
                     raise RefusedError(
@@ -198,9 +200,14 @@ def open_graph(bundle: Bundle, graph: str, threads: int) -> onnxruntime.Inferenc
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Without it, products of an int8 base saturate on x64 CPUs that lack VNNI.
     options.add_session_config_entry("session.x64quantprecision", "1")
-    session = onnxruntime.InferenceSession(
-        str(path), options, ["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
-    )
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), options, ["CPUExecutionProvider"], disabled_optimizers=["SkipLayerNormFusion"]
+        )
+    except Exception as error:  # ONNX Runtime's have no class in common
+        raise RefusedError(
+            f"{path} cannot be opened ({error!r:.200}): copy the whole bundle again"
+        ) from error
     if session.get_modelmeta().custom_metadata_map.get("fedkron.contract") != bundle.manifest["contract"]:
         raise RefusedError(f"{path} has another contract than the manifest: copy the whole bundle again")
     return session

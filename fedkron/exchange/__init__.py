@@ -3,6 +3,7 @@
 What needs torch is not imported here: `fedkron.exchange.conversion`, `peft_import` and `peft_export`.
 """
 
+from fedkron.atomic import write_atomically
 from fedkron.exchange.files import (
     ADAPTER_VERSION,
     HEAD_FORMAT,
@@ -13,7 +14,6 @@ from fedkron.exchange.files import (
     load_head,
     save_adapter,
     save_head,
-    write_atomically,
 )
 from fedkron.exchange.peft_checkpoint import PeftCheckpoint, is_peft_checkpoint, read_peft
 from fedkron.exchange.snapshot import Tree, load_snapshot, save_snapshot

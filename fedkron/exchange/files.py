@@ -6,18 +6,17 @@ The formats are specified in docs/formats.md. No pickle, no torch: a server and 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from fedkron.atomic import write_atomically
 from fedkron.errors import AdapterError, ContractError, FedKronError
 from fedkron.layout import AdapterLayout, State, flatten
 
@@ -139,21 +138,6 @@ def file_format(path: Path) -> str:
     """
     with naming_the_file(path), safe_open(path, framework="numpy") as file:
         return str(_metadata(file).get("format", "not given"))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _adapter_metadata(adapter: AdapterFile) -> Metadata:

@@ -23,6 +23,7 @@ from fedkron.layout import ModuleLayout, State, TensorLayout
 
 PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
+PEFT_PICKLE = "adapter_model.bin"
 PEFT_ROOT = "base_model.model."
 """What PEFT puts before every path."""
 
@@ -67,6 +68,11 @@ def read_peft(folder: Path) -> PeftCheckpoint:
     Raises `AdapterError` when it is missing or damaged, or when it has what no adapter kind of ours can
     represent: the message names it.
     """
+    if (folder / PEFT_PICKLE).exists() and not (folder / PEFT_WEIGHTS).exists():
+        raise AdapterError(
+            f"{folder / PEFT_PICKLE} is a pickle, which can run any code when it is read: load it where you "
+            "trust it and save it with PEFT again, as safetensors"
+        )
     for name in (PEFT_CONFIG, PEFT_WEIGHTS):
         if not (folder / name).is_file():
             raise AdapterError(f"{folder} is not a PEFT checkpoint with safetensors: {name} is missing")

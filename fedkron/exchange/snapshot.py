@@ -16,8 +16,9 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import load, save
 
+from fedkron.atomic import write_atomically
 from fedkron.errors import SnapshotError
-from fedkron.exchange.files import METADATA_KEY, write_atomically
+from fedkron.exchange.files import METADATA_KEY
 
 FORMAT, SNAPSHOT_VERSION = "fedkron-snapshot", 1
 
@@ -35,7 +36,7 @@ def save_snapshot(path: Path, tree: Mapping[str, Tree]) -> str:
     metadata = {
         "format": FORMAT,
         "version": SNAPSHOT_VERSION,
-        "sha256": _digest(tensors),
+        "sha256": _digest(content, tensors),
         "tree": content,
     }
     text = json.dumps(metadata, separators=(",", ":"), allow_nan=False)
@@ -62,8 +63,8 @@ def load_snapshot(path: Path) -> dict[str, Tree]:
                 "update fedkron"
             )
         tensors = load(blob)
-        if _digest(tensors) != metadata["sha256"]:
-            raise SnapshotError(f"{path} was damaged: its tensors have another checksum than when written")
+        if _digest(metadata["tree"], tensors) != metadata["sha256"]:
+            raise SnapshotError(f"{path} was damaged: this snapshot had another checksum when it was written")
         tree = _decoded(metadata["tree"], tensors)
     except SnapshotError:
         raise
@@ -81,8 +82,8 @@ def _metadata(blob: bytes) -> dict[str, Any]:
     return metadata
 
 
-def _digest(tensors: Mapping[str, np.ndarray]) -> str:
-    digest = hashlib.sha256()
+def _digest(content: object, tensors: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256(json.dumps(content, separators=(",", ":")).encode())
     for name in sorted(tensors):
         values = tensors[name]
         digest.update(f"{name}:{values.dtype.str}:{list(values.shape)}:".encode())

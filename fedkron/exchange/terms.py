@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
+from fedkron.atomic import write_atomically
 from fedkron.errors import AdapterError
 from fedkron.exchange.files import (
     EXACT_FORM_OF,
@@ -22,7 +23,6 @@ from fedkron.exchange.files import (
     AdapterFile,
     naming_the_file,
     unpacked,
-    write_atomically,
 )
 from fedkron.layout import State
 

@@ -30,14 +30,15 @@ class Origin(NamedTuple):
 
 def check_replies(
     replies: Sequence[Message], weight_key: str, expected: Mapping[int, Collection[str]]
-) -> tuple[list[Message], list[str]]:
-    """Split replies with content into those that take part, and the reasons against the others.
+) -> tuple[list[Message], dict[int, str]]:
+    """Split replies with content into those that take part, and the reasons against the others, by node.
 
     A reply must be the only one of a node that one is expected of, and have the ArrayRecords that `expected`
     names for it and one MetricRecord of finite numbers: the one under `weight_key` positive, and all named
     like those of most replies. Its origin may be missing, not malformed.
     """
-    sound, refusals = [], []
+    sound: list[Message] = []
+    refusals: dict[int, str] = {}
     seen: set[int] = set()
     for reply in replies:
         node = reply.metadata.src_node_id
@@ -50,15 +51,14 @@ def check_replies(
             _check(reply, weight_key, expected[node])
             sound.append(reply)
         except PayloadError as error:
-            refusals.append(f"node {reply.metadata.src_node_id}: reply refused: {error}")
+            refusals[node] = f"node {node}: reply refused: {error}"
     names = [", ".join(sorted(metrics_of(reply))) for reply in sound]
     counts = Counter(names)
     usual = max(counts, key=lambda found: (counts[found], found), default="")
-    refusals += [
-        f"node {reply.metadata.src_node_id}: reply refused: its metrics are {found}; most nodes sent {usual}"
-        for reply, found in zip(sound, names, strict=True)
-        if found != usual
-    ]
+    for reply, found in zip(sound, names, strict=True):
+        if found != usual:
+            node = reply.metadata.src_node_id
+            refusals[node] = f"node {node}: reply refused: its metrics are {found}; most nodes sent {usual}"
     return [reply for reply, found in zip(sound, names, strict=True) if found == usual], refusals
 
 

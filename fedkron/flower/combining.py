@@ -9,6 +9,7 @@ import numpy as np
 
 from fedkron.aggregation import Aggregate, Aggregator, FactorwiseMean, aggregator
 from fedkron.aggregation.weighted_mean import WeightedMean
+from fedkron.compression.accumulate import accept
 from fedkron.errors import AdapterError
 from fedkron.flower.uploads import Packed, Upload
 from fedkron.layout import AdapterLayout, State, flatten, unflatten
@@ -73,7 +74,8 @@ class FactorwiseUploads:
             self._plain.add(upload.opened(), weight)
             self._plain_weight += weight
             return
-        accepted = upload.admitted()
+        accepted = accept(upload.payload, self._layout)
+        upload.check(accepted.header)
         # Nodes that were sent the same have the same reference; those of one round all do, as a rule.
         key = id(upload.reference)
         lot = self._lots.get(key) or _Lot(upload.reference, WeightedMean(self._layout.size))

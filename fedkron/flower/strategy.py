@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -34,6 +34,8 @@ CONTRACT, TRAINS, RESUMES = "contract", "trains", "resumes"
 """Keys in the config of each message: the contract of the node's adapter, which records it trains, and the
 run that is gone on with.
 """
+
+PHASES = {"introduction": "introducing themselves", "train": "training", "evaluate": "evaluation"}
 
 NODES_POLL_SECONDS = 0.5
 
@@ -61,6 +63,18 @@ class RoundReport:
     failures: list[str] = field(default_factory=list)
     projection_error: float | None = None
     groups: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Who was admitted in one phase (`train`, `evaluate`) of a round, with what weight, and who was not, and
+    why.
+    """
+
+    round: int
+    phase: str
+    admitted: Mapping[Origin, float]
+    refused: Mapping[int, str]
 
 
 class FedKron(FedAvg):
@@ -93,6 +107,7 @@ class FedKron(FedAvg):
         norm_limit: float = 0.0,
         max_failure_fraction: float = 0.5,
         seed: int | None = None,
+        on_verdict: Callable[[Verdict], object] = id,
         on_round: Callable[[RoundReport, GlobalAdapter], None] = lambda *_: None,
         **fedavg: object,
     ) -> None:
@@ -107,10 +122,12 @@ class FedKron(FedAvg):
         self._rounds_before = 0
         self._resumes = ""
         self._origins: dict[int, Origin] = {}
+        self._on_verdict = on_verdict
         self._on_round = on_round
         self._report = RoundReport(0)
         self._expected: dict[int, tuple[str, ...]] = {}
-        self._failed: list[str] = []
+        self._chosen = 0
+        self._failed: dict[int, str] = {}
         self._timeout = 3600.0
 
     def start(  # noqa: PLR0917  # Flower's order
@@ -152,14 +169,17 @@ class FedKron(FedAvg):
 
         Raises `RunError` when too many clients failed.
         """
-        admitted = self._admit(replies, is_train=True)
-        if not admitted:
+        admitted = self._admitted(replies, "train", self._expected)
+        answers = [self._answer(reply) for reply in admitted]
+        self._failed |= self._norms.refusals(answers)
+        answers = [answer for answer in answers if answer.origin.node not in self._failed]
+        if not answers or self._are_too_many_failures:
+            self._end_phase("train", [])
             return None, None
-        combined = self.adapters.combine(self._norms.applied(map(self._answer, admitted)))
-        self._norms.end_round()
-        valid = [reply for reply in admitted if reply.metadata.src_node_id not in combined.refused]
-        self._report.failures += combined.refused.values()
-        self._check_failures([*self._failed, *combined.refused.values()], len(self._expected), "training")
+        combined = self.adapters.combine(answers)
+        self._failed |= combined.refused
+        valid = [reply for reply in admitted if reply.metadata.src_node_id not in self._failed]
+        self._end_phase("train", valid)
         self._report.projection_error = combined.projection_error
         self._report.trained = self._by_task(valid)
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
@@ -191,7 +211,8 @@ class FedKron(FedAvg):
 
         Raises `RunError` when too many clients failed.
         """
-        valid = self._admit(replies, is_train=False)
+        valid = self._admitted(replies, "evaluate", dict.fromkeys(self._expected, ()))
+        self._end_phase("evaluate", valid)
         self._report.evaluated = self._by_task(valid)
         self._report.groups = self._groups(valid)
         self._on_round(self._report, self.adapters)
@@ -252,7 +273,7 @@ class FedKron(FedAvg):
         messages = list(messages)
         strangers = self.adapters.strangers([message.metadata.dst_node_id for message in messages])
         unknown = introduce(strangers, self.adapters, grid, round_=server_round, timeout=self._timeout)
-        self._report.failures += unknown.values()
+        self._failed = unknown
         self._expected, self._arrays = {}, arrays
         self.adapters.adopt(server_round, arrays)
         known = [message for message in messages if message.metadata.dst_node_id not in unknown]
@@ -266,29 +287,44 @@ class FedKron(FedAvg):
                 config[TRAINS] = list(sent.trains)
             message.content = RecordDict({**sent.records, self.configrecord_key: config})
             self._expected[message.metadata.dst_node_id] = sent.trains
-        self._check_failures(list(unknown.values()), len(messages), "introducing themselves")
+        self._chosen = len(messages)
+        self._check_failures("introduction")
         return known
 
-    def _admit(self, replies: Iterable[Message], *, is_train: bool) -> list[Message]:
+    def _admitted(
+        self, replies: Iterable[Message], phase: str, expected: Mapping[int, Sequence[str]]
+    ) -> list[Message]:
+        """The replies that take part, in an order that is the same in every run; notes who failed."""
         replies = list(replies)
-        answers, errors = self._check_and_log_replies(replies, is_train, validate=False)
-        expected = self._expected if is_train else dict.fromkeys(self._expected, ())
+        answers, errors = self._check_and_log_replies(replies, phase == "train", validate=False)
         valid, refusals = check_replies(answers, self.weighted_by_key, expected)
-        failures = [f"node {e.metadata.src_node_id}: {_reason(e.error)}" for e in errors] + refusals
-        failures += ["no reply in time"] * (len(self._expected) - len(replies))
-        self._failed = failures
-        self._report.failures += failures
-        self._check_failures(failures, len(self._expected), "training" if is_train else "evaluation")
+        missing = set(expected) - {reply.metadata.src_node_id for reply in replies}
+        self._failed |= {node: f"node {node}: no reply in time" for node in sorted(missing)}
+        self._failed |= {
+            e.metadata.src_node_id: f"node {e.metadata.src_node_id}: {_reason(e.error)}" for e in errors
+        }
+        self._failed |= refusals
         self._origins |= {origin.node: origin for origin in map(origin_of, valid)}
         # Floating-point sums depend on their order, and node ids differ from run to run.
         return sorted(valid, key=origin_of)
 
-    def _check_failures(self, failures: list[str], expected: int, phase: str) -> None:
-        if len(failures) > self._max_failure_fraction * expected:
+    def _end_phase(self, phase: str, valid: Sequence[Message]) -> None:
+        """Tell what became of the replies. Raises `RunError` when too many clients failed."""
+        admitted = {origin_of(reply): self._weight(reply) for reply in valid}
+        self._on_verdict(Verdict(self._report.round, phase, admitted, dict(self._failed)))
+        self._report.failures += self._failed.values()
+        self._check_failures(phase)
+
+    @property
+    def _are_too_many_failures(self) -> bool:
+        return len(self._failed) > self._max_failure_fraction * self._chosen
+
+    def _check_failures(self, phase: str) -> None:
+        if self._are_too_many_failures:
             raise RunError(
-                f"round {self._report.round}: {len(failures)} of {expected} clients failed in {phase}, "
-                f"more than max-failure-fraction = {self._max_failure_fraction:g} allows; "
-                f"first: {failures[0]}"
+                f"round {self._report.round}: {len(self._failed)} of {self._chosen} clients failed in "
+                f"{PHASES[phase]}, more than max-failure-fraction = {self._max_failure_fraction:g} allows; "
+                f"first: {next(iter(self._failed.values()))}"
             )
 
     def _weight(self, reply: Message) -> float:

@@ -14,7 +14,8 @@ import numpy as np
 from flwr.app import Message
 
 from fedkron.compression import Header, Kind
-from fedkron.compression.accumulate import Accepted, accept
+from fedkron.compression.accumulate import accept
+from fedkron.compression.payload import decode_vector
 from fedkron.errors import PayloadError
 from fedkron.flower.wire import to_state
 from fedkron.layout import AdapterLayout, State, unflatten
@@ -35,17 +36,17 @@ class Packed:
     reference: State
     layout: AdapterLayout
     round: int
-    limit: Callable[[float], object] = float
-    """Is called with the norm of the update, and may refuse it."""
+    norm: float | None = None
+    """Of the update (`Accepted.norm`), where it has been measured."""
 
     def opened(self) -> State:
         """What was sent plus the decoded update.
 
         Raises `PayloadError` or `ContractError` for a payload that is damaged, no update, of another round or
-        adapter, beyond the limit, or that takes a tensor beyond the largest float32.
+        adapter, or that takes a tensor beyond the largest float32.
         """
-        update = np.zeros(self.layout.size, np.float32)
-        self.admitted().add_to(update, 1.0)
+        header, update = decode_vector(self.payload, self.layout)
+        self.check(header)
         # The reference is the server's full-precision state, not the quantized broadcast: what the
         # broadcast's quantization left out is thus not lost, but sent again with the next one.
         with np.errstate(over="ignore"):
@@ -54,16 +55,9 @@ class Packed:
             raise PayloadError(f"it takes tensor {overflown[0]!r} beyond the largest float32")
         return trained
 
-    def admitted(self) -> Accepted:
-        """The payload, checked and within its limit, ready to be added. Raises as `opened` does."""
-        accepted = accept(self.payload, self.layout)
-        self.check(accepted.header)
-        self.limit(accepted.norm)
-        return accepted
-
-    def norm(self) -> float:
-        """The norm of the update (`Accepted.norm`); raises as `opened` does."""
-        return replace(self, limit=float).admitted().norm
+    def measured(self) -> Packed:
+        """The same with its norm. Raises `PayloadError` or `ContractError` for a payload that is damaged."""
+        return replace(self, norm=accept(self.payload, self.layout).norm)
 
     def check(self, header: Header) -> None:
         """Raise `PayloadError` unless a payload is an update of this round."""

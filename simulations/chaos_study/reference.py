@@ -34,13 +34,11 @@ Fates = Callable[[int, int, str], Fate]
 
 
 class FatedGrid(InProcessGrid):
-    """Nodes 0, 1, … answer as it was decided for them; after `forgets` (node, round) a node has lost all."""
+    """Nodes 0, 1, … answer as it was decided for them."""
 
-    def __init__(
-        self, nodes: int, config: Mapping[str, object], fates: Fates, forgets: Iterable[tuple[int, int]] = ()
-    ) -> None:
+    def __init__(self, nodes: int, config: Mapping[str, object], fates: Fates) -> None:
         super().__init__(clients.app.app, nodes, config)
-        self._fates, self._forgets = fates, frozenset(forgets)
+        self._fates = fates
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Deliver messages, each to its fate."""
@@ -52,8 +50,6 @@ class FatedGrid(InProcessGrid):
                 round_of(message),
             )
             ids += self._deliver(message, self._fates(node - FIRST_NODE, round_, phase))
-            if phase == TRAIN and (node - FIRST_NODE, round_) in self._forgets:
-                self.contexts[node].state = RecordDict()
         return ids
 
     def _deliver(self, message: Message, fate: Fate) -> list[str]:
@@ -71,12 +67,10 @@ def round_of(message: Message) -> int:
     return int(message.content.config_records["config"]["server-round"])  # type: ignore[arg-type]
 
 
-def reference_state(
-    settings: Settings, nodes: int, fates: Fates, forgets: Iterable[tuple[int, int]] = ()
-) -> State:
+def reference_state(settings: Settings, nodes: int, fates: Fates) -> State:
     """The adapter after the last round."""
     config = {**run_config(settings), "round-timeout": 0.01, "max-failure-fraction": 1.0}
-    grid = FatedGrid(nodes, config, fates, forgets)
+    grid = FatedGrid(nodes, config, fates)
     server.app.app(grid, Context(1, 1, {}, RecordDict(), config))  # type: ignore[arg-type]
     return saved_state(run_directory(settings, 1))
 

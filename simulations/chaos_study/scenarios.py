@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from fedkron.deploy.local import LINK
+from fedkron.commands.run import resumed_settings
+from fedkron.deploy.local import EXEC, LINK
 from fedkron.errors import FedKronError, RunError
-from fedkron.runlog import RunLog
+from fedkron.runlog import RunLog, read_run
 from fedkron.settings import Settings
 from simulations.chaos_study.reference import TRAIN, Fate, Fates, reference_state, same_bits, saved_state
 from simulations.chaos_study.stage import MARK, Outcome, Stage, left_over, stage
@@ -116,12 +117,12 @@ def check_everyone(case: Case, log: RunLog) -> None:
     )
 
 
-def compare(case: Case, fates: Fates, forgets: Iterable[tuple[int, int]] = ()) -> None:
+def compare(case: Case, fates: Fates) -> None:
     """The adapter against that of a process in which nothing happens, but the nodes fare the same."""
     rounds = case.settings.num_server_rounds
     twin = tiny_settings(case.tiny, case.tiny / "twins", case.settings.run_name, num_server_rounds=rounds)
     case.findings.check(
-        same_bits(saved_state(case.folder), reference_state(twin, NODES, fates, forgets)),
+        same_bits(saved_state(case.folder), reference_state(twin, NODES, fates)),
         "the adapter is the right one, bit for bit",
         "the adapter is not what the answers should have made of it",
     )
@@ -161,11 +162,11 @@ def kill_supernode(running: Stage, case: Case) -> None:
 
 
 def judge_supernode(case: Case, outcome: Outcome) -> None:
-    """It has lost its head and what it had left out of its uploads, and may miss the evaluation."""
+    """It has its head and its residuals back from its disk, and may miss the evaluation."""
     log = completed(case, outcome)
     check_failures(case, log, 1, 2)
     check_everyone(case, log)
-    compare(case, victims_training(case, Fate.LOST), forgets=[(0, case.struck)])
+    compare(case, victims_training(case, Fate.LOST))
 
 
 # ---------------------------------------------------------------- the SuperLink dies
@@ -253,6 +254,35 @@ def _trainings(log: RunLog, round_: int, direction: str) -> set[str]:
     return {t.node for t in log.transfers if (t.round, t.phase, t.direction) == (round_, TRAIN, direction)}
 
 
+# ---------------------------------------------------------------- the server's program dies
+
+
+def kill_server(running: Stage, case: Case) -> None:
+    """While a node trains; the run is gone on with on the same federation."""
+    running.training(VICTIM, case.struck)
+    program = running.process(EXEC, "flwr-serverapp")
+    if program is None:
+        raise RunError("the server's program is not there")
+    program.kill()
+    case.findings.note(f"the server's program killed in round {case.struck}")
+    error = running.outcome.exception()
+    failed = isinstance(error, RunError) and "finished:failed" in str(error)
+    case.findings.check(failed, "Flower says failed", f"the run did not end as failed: {error!r}")
+    settings, _ = resumed_settings(case.folder, [])
+    running.run_again(settings)
+    case.findings.note("gone on with (--resume)")
+
+
+def judge_server(case: Case, outcome: Outcome) -> None:  # noqa: ARG001
+    """As if nothing had happened."""
+    log = read_run(case.folder)
+    rounds = [round_.round for round_ in log.rounds]
+    right = log.outcome == "completed" and rounds == list(range(1, case.settings.num_server_rounds + 1))
+    case.findings.check(right, f"completed with rounds {rounds}", f"{log.outcome} with rounds {rounds}")
+    check_everyone(case, log)
+    compare(case, all_answer)
+
+
 SUPERLINK_KILLED = Scenario(
     "superlink-killed",
     "nothing lost: the run goes on when the SuperLink is back",
@@ -281,5 +311,12 @@ SCENARIOS = (
         judge_slow,
         rounds=3,
         round_timeout=45.0,
+    ),
+    Scenario(
+        "server-killed",
+        "the run fails; gone on with by --resume, it ends as if nothing had happened",
+        kill_server,
+        judge_server,
+        rounds=3,
     ),
 )

@@ -90,6 +90,10 @@ class Stage:
 
         return self.until(in_app, f"{node} trained in round {round_}")
 
+    def run_again(self, settings: Settings) -> RunLog | None:
+        """Another run on the same federation, to its end."""
+        return federate(ROOT, settings, None, NoProgress(), link=nullcontext(self.federation.connection))
+
     def kill(self, program: str) -> None:
         """SIGKILL a supervised program."""
         pid = self.federation.supervisor.pid(program)

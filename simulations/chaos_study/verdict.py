@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedkron.errors import FedKronError
-from fedkron.exchange import load_adapter, load_head
+from fedkron.exchange import load_adapter, load_head, load_snapshot
+from fedkron.flower.durable_state import STATE
 from fedkron.ledger import read_ledger
-from fedkron.rundir import ADAPTER, HEAD, LEDGER, NODES, OUTCOME, REPORT, SETTINGS
+from fedkron.rundir import ADAPTER, CHECKPOINT, HEAD, LEDGER, NODES, OUTCOME, REPORT, SETTINGS
 from fedkron.runlog import read_run
 
 
@@ -95,6 +96,8 @@ def corrupt_files(folder: Path) -> tuple[str, ...]:
         try:
             if path.name == HEAD and NODES in path.parts:
                 load_head(path)
+            elif path.name == CHECKPOINT or (path.suffix == ".safetensors" and STATE in path.parts):
+                load_snapshot(path)
             elif path.name == LEDGER:
                 read_ledger(path)
             elif path.name in readers:

@@ -274,7 +274,7 @@ def test_adapter_stays_as_it_is_when_all_may_fail_and_do() -> None:
 
 def test_replies_that_do_not_come_in_time_are_failures() -> None:
     run = Run(MuteGrid(node_app(), NODES, {}), timeout=0.1)
-    assert run.reports[0].failures == ["no reply in time"]
+    assert run.reports[0].failures == ["node 1003: no reply in time"]
     assert_close(run.arrays, mean_of(range(NODES - 1)))
 
 
@@ -464,6 +464,6 @@ def test_round_in_which_all_uploads_turn_out_to_be_damaged_ends_the_run() -> Non
         return reply
 
     seam = UnopenedGrid(InProcessGrid(node_app(mods=[evil_mod]), NODES, {}), layout=LAYOUT, upload="int4")
-    strategy = FedKron(LAYOUT, uploads=seam.uploads, max_failure_fraction=1.0)
-    with pytest.raises(RunError, match=r"all 4 uploads were refused; first: node 100[0-3]: "):
+    strategy = FedKron(LAYOUT, uploads=seam.uploads, max_failure_fraction=0.9)
+    with pytest.raises(RunError, match=r"4 of 4 clients failed in training.* 100[0-3]: .*refused"):
         strategy.start(seam, record(zeros()), num_rounds=1)

@@ -16,7 +16,7 @@ from fedkron.edge.runtime import Bundle
 from fedkron.errors import AdapterError, BundleError, RunError
 from fedkron.exchange import load_adapter, load_terms
 from fedkron.layout import HEAD_BIAS
-from fedkron.rundir import ADAPTER, GROUPS, TERMS
+from fedkron.rundir import ADAPTER, GROUPS, TERMS, group_directory
 
 ANIMALS = "cat,dog"
 
@@ -140,9 +140,7 @@ def test_nodes_of_different_sizes_learn_together(tmp_path: Path, tiny_bert: Path
     whole = load_adapter(federation.folder / ADAPTER)
     ranks = {}
     for name, nodes in federation.log.groups.items():
-        adapter = load_adapter(
-            federation.folder / GROUPS / name.replace(",", "_").replace(" ", "_") / ADAPTER
-        )
+        adapter = load_adapter(group_directory(federation.folder, name) / ADAPTER)
         B2 = next(values for tensor, values in adapter.state.items() if tensor.endswith(".B2"))
         ranks[nodes] = len(B2)
         np.testing.assert_allclose(adapter.state[HEAD_BIAS], whole.state[HEAD_BIAS], atol=1e-6)

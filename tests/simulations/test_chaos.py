@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedkron.rundir import ADAPTER, LEDGER, OUTCOME
+from fedkron.rundir import ADAPTER, CHECKPOINT, LEDGER, OUTCOME
 from fedkron.runlog import read_run
 from simulations import chaos
 from simulations.chaos_study.dropouts import random_dropouts
@@ -49,19 +49,18 @@ def test_the_quick_path_ends_as_expected(tmp_path: Path) -> None:
 
 
 def test_fates_change_the_result_each_in_its_own_way(tiny: Path, tmp_path: Path) -> None:
-    def result(name: str, fate: Fate, forgets: tuple[tuple[int, int], ...] = ()) -> dict[str, np.ndarray]:
+    def result(name: str, fate: Fate) -> dict[str, np.ndarray]:
         settings = tiny_settings(tiny, tmp_path, name, num_server_rounds=3)
 
         def fates(node: int, round_: int, phase: str) -> Fate:
             return fate if (node, round_, phase) == (0, 2, TRAIN) else Fate.ANSWERED
 
-        return reference_state(settings, NODES, fates, forgets)
+        return reference_state(settings, NODES, fates)
 
     calm = reference_state(tiny_settings(tiny, tmp_path, "calm", num_server_rounds=3), NODES, all_answer)
     assert same_bits(result("again", Fate.ANSWERED), calm)
     late, lost = result("late", Fate.LATE), result("lost", Fate.LOST)
-    forgotten = result("forgotten", Fate.LOST, ((0, 2),))
-    states = [calm, late, lost, forgotten]
+    states = [calm, late, lost]
     assert not any(same_bits(a, b) for i, a in enumerate(states) for b in states[:i])
 
 
@@ -82,7 +81,7 @@ def test_damage_is_seen(tiny: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert corrupt_files(folder) == ()
     read_run(folder)
-    whole = {name: (folder / name).read_bytes() for name in (ADAPTER, LEDGER, OUTCOME)}
+    whole = {name: (folder / name).read_bytes() for name in (ADAPTER, CHECKPOINT, LEDGER, OUTCOME)}
     for name, content in whole.items():
         (folder / name).write_bytes(content[: len(content) // 2] + b"\n")
         assert corrupt_files(folder)[0].startswith(name)
