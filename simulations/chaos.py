@@ -70,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FedKronError as error:
         print(f"chaos: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("chaos: interrupted", file=sys.stderr)
+        return 130
     _show(verdicts, console)
     if options.json:
         write(json.dumps([{**asdict(v), "passed": v.passed} for v in verdicts], indent=1), options.json)

@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
+from fedkron.commands.federation import interruptible
 from fedkron.errors import RunError
 from fedkron.exchange import load_adapter
 from fedkron.rundir import ADAPTER
@@ -33,10 +34,15 @@ def full_disk(tiny: Path, output: Path) -> Verdict | None:
         return None
     output.mkdir(parents=True)
     command = (*NAMESPACE, sys.executable, "-m", __name__, str(tiny), str(output))
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise RunError(f"{NAME} broke: {done.stderr.strip()[-2000:]}")
-    fields = json.loads(done.stdout.splitlines()[-1])
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said, errors = process.communicate()
+        except BaseException:
+            process.terminate()  # it has a federation to put away
+            raise
+    if process.returncode != 0:
+        raise RunError(f"{NAME} broke: {errors.strip()[-2000:]}")
+    fields = json.loads(said.splitlines()[-1])
     return Verdict(**{k: tuple(value) if isinstance(value, list) else value for k, value in fields.items()})
 
 
@@ -68,7 +74,8 @@ def main() -> int:
     """Called by `full_disk` in a namespace of its own."""
     tiny, output = map(Path, sys.argv[1:])
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}", "tmpfs", str(output)], check=True)
-    print(json.dumps(asdict(perform(Scenario(NAME, EXPECTED, fill, judge), tiny, output))))
+    with interruptible():
+        print(json.dumps(asdict(perform(Scenario(NAME, EXPECTED, fill, judge), tiny, output))))
     return 0
 
 
