@@ -39,6 +39,7 @@ def full_disk(tiny: Path, output: Path) -> Verdict | None:
             said, errors = process.communicate()
         except BaseException:
             process.terminate()  # it has a federation to put away
+            process.wait()
             raise
     if process.returncode != 0:
         raise RunError(f"{NAME} broke: {errors.strip()[-2000:]}")
