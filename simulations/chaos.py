@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -19,9 +20,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from flwr.common.logger import FLOWER_LOGGER
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from transformers.utils.logging import disable_progress_bar
 
 from fedkron.commands.federation import interruptible
 from fedkron.errors import FedKronError
@@ -50,12 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run, print and write; 1 when a scenario did not end as expected."""
     options = _parser().parse_args(arguments)
     console = tables_console(options.json)
-    # One thread for each process: as many processes as there are cores and more share them.
-    os.environ |= {
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.2",
-    }
+    os.environ |= ENVIRONMENT
+    FLOWER_LOGGER.setLevel(logging.ERROR)
+    disable_progress_bar()
     verdicts = []
     try:
         with interruptible(), tempfile.TemporaryDirectory(prefix="fedkron-chaos-") as place:
@@ -64,9 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             write_tiny(Path(place) / "tiny")
             for verdict in _verdicts(options, Path(place) / "tiny", output):
                 verdicts.append(verdict)
-                _say(
-                    f"{verdict.name}: {'as expected' if verdict.passed else 'WRONG'}, {verdict.seconds:.0f} s"
-                )
+                end = "as expected" if verdict.passed else "WRONG"
+                _say(f"{verdict.name}: {end}, {verdict.seconds:.0f} s")
     except FedKronError as error:
         print(f"chaos: {error}", file=sys.stderr)
         return 1
