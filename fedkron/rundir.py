@@ -13,6 +13,7 @@
     outcome.json          how it ended; its absence means that it did not end
     report.json           all figures of the finished run, from `fedkron run`
     flower.log            what Flower logged, from `fedkron run`
+    logs/*.log            what the processes of `fedkron federation` wrote
     nodes/<task>-<partition>/head.safetensors   written by the clients, on their own machines
     nodes/<task>-<partition>/state/<run id>/round-<n>.safetensors   the same: head, residuals, shared state
 """
@@ -42,6 +43,7 @@ AUDIT = "audit.jsonl"
 OUTCOME = "outcome.json"
 REPORT = "report.json"
 FLOWER_LOG = "flower.log"
+LOGS = "logs"
 NODES = "nodes"
 HEAD = "head.safetensors"
 

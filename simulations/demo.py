@@ -23,6 +23,7 @@ from fedkron.commands.run import federate, localized, progress_for, read_setting
 from fedkron.demo import prepare_demo
 from fedkron.edge.runtime import Bundle
 from fedkron.errors import FedKronError, RunError
+from fedkron.flower.superlink import private_superlink
 from fedkron.report import figures, show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,7 +82,7 @@ def run_demo(output_dir: Path, *, quick: bool, console: Console) -> dict[str, An
     simulation = f"num-supernodes={sites} client-resources-num-cpus=1"
     # torch and the exporter take seconds to import: do it while the federation starts.
     Thread(target=import_module, args=("fedkron.edge.check",), daemon=True).start()
-    log = federate(ROOT, settings, simulation, progress_for(console, settings))
+    log = federate(ROOT, settings, simulation, progress_for(console, settings), link=private_superlink())
     if log is None:
         raise RunError(f"the run completed, but wrote nothing to {output_dir / name}")
     show(log, console)

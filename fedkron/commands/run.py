@@ -7,7 +7,7 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 FILE_POLL_SECONDS = 0.5
 STATUS_POLL_SECONDS = 15.0
 """Asking Flower costs a process start, so the run folder is watched and Flower is asked seldom."""
+
+SILENCE_SECONDS = 180.0
+"""So long may a SuperLink fail to answer: a restart takes seconds, one by hand may take minutes."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -77,6 +80,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def run(options: argparse.Namespace) -> int:
     """Run, and print the report. Raises `RunError` when the run did not complete."""
+    from fedkron.flower.superlink import Connection, private_superlink
+
     if options.nodes is not None and options.nodes < 1:
         raise ConfigError(f"--nodes is {options.nodes}: it must be at least 1")
     if options.resume is None:
@@ -92,9 +97,10 @@ def run(options: argparse.Namespace) -> int:
     )
     progress = NoProgress() if options.quiet else progress_for(Console(stderr=True), settings)
     if options.superlink is None:
-        log = federate(options.app, settings, simulation, progress)
+        log = federate(options.app, settings, simulation, progress, link=private_superlink())
     else:
-        log = federate(options.app, settings, None, progress, superlink=options.superlink)
+        link = nullcontext(Connection(options.superlink, {}))
+        log = federate(options.app, settings, None, progress, link=link)
     if log is None:
         print(f"The run completed. Its folder, {settings.run_name}, is where the SuperLink runs.")
     elif options.json:
@@ -131,25 +137,35 @@ def _local_source(source: str) -> str:
     return str(folder)
 
 
-def federate(
-    app: Path, settings: Settings, simulation: str | None, progress: Progress, *, superlink: str | None = None
-) -> RunLog | None:
-    """Submit a run, wait for its end, and return what it wrote (None if that is on another machine).
-
-    `simulation` is Flower's federation config (`num-supernodes=4 …`), None for a real federation.
-    Without `superlink` the run gets a local SuperLink of its own. Raises `ConfigError` when the run
-    folder is taken, `RunError` when Flower says anything but completed.
-    """
-    from fedkron.flower.superlink import COMPLETED, Connection, private_superlink
-
+def free_run_folder(settings: Settings) -> Path:
+    """The folder that a run will write to. Raises `ConfigError` when another run has done so."""
     folder = run_directory(settings, run_id=0)
     if (folder / SETTINGS).exists() and not settings.resume:
         raise ConfigError(
             f"run folder {folder} is taken: choose another run-name, delete it, or go on with that run by "
             f"--resume {folder}"
         )
+    return folder
+
+
+def federate(
+    app: Path,
+    settings: Settings,
+    simulation: str | None,
+    progress: Progress,
+    *,
+    link: AbstractContextManager[Connection],
+) -> RunLog | None:
+    """Submit a run, wait for its end, and return what it wrote (None if that is on another machine).
+
+    `simulation` is Flower's federation config (`num-supernodes=4 …`), None for a real federation.
+    `link` gives the SuperLink to run on. Raises `ConfigError` when the run folder is taken, `RunError` when
+    Flower says anything but completed.
+    """
+    from fedkron.flower.superlink import COMPLETED
+
+    folder = free_run_folder(settings)
     (folder / OUTCOME).unlink(missing_ok=True)  # of the part that is gone on with
-    link = private_superlink() if superlink is None else nullcontext(Connection(superlink, {}))
     with progress, link as connection, _run_config_file(settings) as file:
         run_id = connection.submit(app, file, simulation)
         status, details = _wait(connection, run_id, folder, progress)
@@ -159,8 +175,14 @@ def federate(
             return None
         raise RunError(f"the run ended as {status} before it began ({details}):\n{_tail(flower_log)}")
     log = read_run(folder)
-    write_atomically(folder / FLOWER_LOG, flower_log.encode())
-    write_atomically(folder / REPORT, json.dumps(figures(log), indent=1).encode())
+    try:
+        write_atomically(folder / FLOWER_LOG, flower_log.encode())
+        write_atomically(folder / REPORT, json.dumps(figures(log), indent=1).encode())
+    except OSError as error:
+        raise RunError(
+            f"the run ended as {status}, and {error.filename or folder} cannot be written: {error.strerror}\n"
+            f"{log.error or details}\n{_tail(flower_log)}"
+        ) from None
     if status != COMPLETED or log.outcome != "completed":
         reason = log.error or f"{details}\n{_tail(flower_log)}"
         raise RunError(f"the run ended as {status}: {reason} (Flower's log: {folder / FLOWER_LOG})")
@@ -225,10 +247,13 @@ def _run_config_file(settings: Settings) -> Iterator[Path]:
 
 
 def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress) -> tuple[str, str]:
-    """Follow the run folder, and ask Flower for the true status, until the run has ended."""
+    """Follow the run folder, and ask Flower for the true status, until the run has ended.
+
+    A SuperLink that does not answer may be starting again; `RunError` when it stays silent.
+    """
     from fedkron.flower.superlink import FINISHED
 
-    asked = time.monotonic()
+    asked = answered = time.monotonic()
     try:
         while True:
             log = read_run(folder) if (folder / SETTINGS).exists() else None
@@ -236,10 +261,15 @@ def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress)
                 progress.update(log)
             ended = log is not None and log.outcome is not None
             if ended or time.monotonic() - asked > STATUS_POLL_SECONDS:
-                status, details = connection.status(run_id)
                 asked = time.monotonic()
-                if status.startswith(FINISHED):
-                    return status, details
+                try:
+                    status, details = connection.status(run_id)
+                    answered = asked
+                    if status.startswith(FINISHED):
+                        return status, details
+                except RunError:
+                    if asked - answered > SILENCE_SECONDS:
+                        raise
             time.sleep(FILE_POLL_SECONDS)
     except KeyboardInterrupt:
         connection.stop(run_id)

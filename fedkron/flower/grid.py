@@ -155,7 +155,10 @@ class CompressedGrid(GridWrapper):
             if memory is None:
                 replies.append(reply)
                 continue
-            if not (reply.has_error() and reply.error.code in MADE_BY_THE_SUPERLINK):
+            if reply.has_error() and reply.error.code in MADE_BY_THE_SUPERLINK:
+                # It signs with its own id; a report has to name the node that did not answer.
+                reply.metadata.__dict__["_src_node_id"] = memory.message.metadata.dst_node_id
+            else:
                 self._enter(reply, "up", memory, node=reply.metadata.src_node_id)
             if not _asks_for_state(reply, memory):
                 replies.append(self._decoded(reply, memory))

@@ -58,6 +58,21 @@ class Connection:
         """What the run has logged so far."""
         return self._call("log", str(run_id), *self._names(), "--show").stdout
 
+    def register_node(self, public_key: Path) -> int:
+        """Let the owner of a key take part; returns the node's id. Raises `RunError` when refused."""
+        answer = self._flwr("supernode", "register", str(public_key), *self._names(), "--format", "json")
+        if not answer.get("node-id"):
+            raise RunError(f"Flower did not register {public_key}: {answer.get('error-message', answer)}")
+        return int(str(answer["node-id"]))
+
+    def node_statuses(self) -> dict[int, str]:
+        """Status of each registered node by its id (`registered`, `online`, `offline`, …)."""
+        answer = self._flwr("supernode", "list", *self._names(), "--format", "json")
+        nodes = answer.get("nodes")
+        if not isinstance(nodes, list):
+            raise RunError(f"Flower did not list its nodes: {answer.get('error-message', answer)}")
+        return {int(node["node-id"]): str(node["status"]) for node in nodes}
+
     def _names(self) -> Sequence[str]:
         return () if self.name is None else (self.name,)
 
@@ -91,7 +106,7 @@ def private_superlink() -> Iterator[Connection]:
     """
     with ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory(prefix="fedkron-", ignore_cleanup_errors=True))
-        ports = _free_ports(2)
+        ports = free_ports(2)
         scripts = str(Path(sys.executable).parent)  # Flower starts its helpers by name
         environment = {
             **QUIET,
@@ -122,7 +137,8 @@ def _signal(process: psutil.Process, signal: str) -> None:
         getattr(process, signal)()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Different local ports that nobody listens at."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for candidate in sockets:

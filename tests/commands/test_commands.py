@@ -37,7 +37,20 @@ def error_of(capsys: Capture, *arguments: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "report", "export", "predict", "serve", "inspect", "convert", "meter", "plan"]
+    "command",
+    [
+        "run",
+        "report",
+        "export",
+        "predict",
+        "serve",
+        "inspect",
+        "convert",
+        "meter",
+        "plan",
+        "federation",
+        "keys",
+    ],
 )
 def test_every_command_explains_itself(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import pytest
 from federation_cases import ObservedGrid, wire_size
-from flwr.app import ConfigRecord, Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg, Strategy
 from seam_cases import (
     SHAPES,
@@ -557,3 +558,22 @@ def test_flower_taking_no_messages_ends_with_the_reason() -> None:
     grid = CompressedGrid(FullGrid(third_party_app([compressed_exchange]), NODES, {}))
     with pytest.raises(RunError, match="pushed 0 of 4 messages"):
         grid.send_and_receive(train_messages(initial(), list(grid.get_node_ids())))
+
+
+class LosingGrid(InProcessGrid):
+    """The last node has gone: the SuperLink answers in its place, and signs with its own id."""
+
+    def _answer(self, message: Message) -> Message:
+        if message.metadata.dst_node_id != EVIL:
+            return super()._answer(message)
+        reply = Message(Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable"), reply_to=message)
+        reply.metadata.__dict__["_src_node_id"] = 1
+        return reply
+
+
+def test_a_node_that_has_gone_is_named_though_the_superlink_answers_for_it() -> None:
+    grid = CompressedGrid(LosingGrid(third_party_app([compressed_exchange]), NODES, {}))
+    nodes = list(grid.get_node_ids())
+    replies = list(grid.send_and_receive(train_messages(initial(), nodes)))
+    assert sorted(reply.metadata.src_node_id for reply in replies) == nodes
+    assert [r.metadata.src_node_id for r in replies if r.has_error()] == [EVIL]

@@ -1,0 +1,124 @@
+"""`fedkron federation`: a run on a real federation of processes on this machine, from keys to teardown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from rich.console import Console
+
+from fedkron.commands.progress import NoProgress
+from fedkron.commands.run import (
+    federate,
+    free_run_folder,
+    localized,
+    progress_for,
+    read_settings,
+    resumed_settings,
+)
+from fedkron.demo import resolve_task
+from fedkron.errors import ConfigError, RunError
+from fedkron.report import figures, show
+from fedkron.rundir import LOGS
+from fedkron.settings import Settings
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
+    parser = subparsers.add_parser(
+        "federation",
+        help="run on a real federation of processes on this machine",
+        description="Start a SuperLink with TLS, and SuperNodes that it knows by their keys, each a process "
+        "with its own data; run the app on them; end everything. Processes that die are started again. Exit "
+        "code 0 only if Flower says that the run completed. docs/deploy.md: the same on several machines.",
+    )
+    parser.add_argument(
+        "app", type=Path, nargs="?", default=Path(), help="folder of the Flower app (default: .)"
+    )
+    parser.add_argument(
+        "-c",
+        "--run-config",
+        action="append",
+        default=[],
+        metavar="FILE.toml|'KEY=VALUE …'",
+        help="settings that differ from those in pyproject.toml; may be given several times, later wins",
+    )
+    parser.add_argument(
+        "--resume", type=Path, metavar="RUN", help="go on with the run in this folder, as `fedkron run` does"
+    )
+    parser.add_argument("-n", "--nodes", type=int, help="SuperNodes (default: one per task)")
+    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.set_defaults(command=federation)
+
+
+def federation(options: argparse.Namespace) -> int:
+    """Run, and print the report. Raises `RunError` when the run did not complete."""
+    from fedkron.deploy.local import local_federation
+
+    if options.resume is None:
+        settings, usual = read_settings(options.app, options.run_config), None
+    else:
+        settings, usual = resumed_settings(options.resume, options.run_config)
+    settings = localized(settings)
+    nodes = options.nodes if options.nodes is not None else usual or len(settings.task_sources)
+    if nodes < 1:
+        raise ConfigError(f"--nodes is {nodes}: it must be at least 1")
+    folder = free_run_folder(settings)
+    progress = NoProgress() if options.quiet else progress_for(Console(stderr=True), settings)
+    say = (lambda _: None) if options.quiet else _say
+    configs = node_configs(settings, nodes)
+    say(f"starting a SuperLink and {nodes} SuperNodes; their logs are in {folder / LOGS}")
+    with interruptible(), local_federation(configs, folder / LOGS, say) as running:
+        log = federate(options.app, settings, None, progress, link=nullcontext(running.connection))
+    if log is None:
+        raise RunError(f"the run completed, but wrote nothing to {folder}")
+    if options.json:
+        print(json.dumps(figures(log), indent=1))
+    else:
+        show(log, Console())
+        print(f"Run folder: {log.folder}")
+    return 0
+
+
+def node_configs(settings: Settings, nodes: int) -> Sequence[str]:
+    """The node config of each SuperNode: tasks are dealt in turn, a demo task is the folder that it is in.
+
+    Nodes to which the same task is dealt share it by their numbers.
+    """
+    sources = settings.task_sources
+    dealt = [sources[number % len(sources)] for number in range(nodes)]
+    configs = []
+    for number, source in enumerate(dealt):
+        own = str(resolve_task(source)) if source.startswith("demo:") else source
+        task = f" task={json.dumps(own, ensure_ascii=False)}" if dealt.count(source) == 1 else ""
+        configs.append(f"partition-id={number} num-partitions={nodes}{task}")
+    return configs
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """The first signal to end interrupts, so that everything is put away; later ones do not disturb that."""
+
+    def interrupt(*_: object) -> None:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _say(line: str) -> None:
+    print(f"fedkron federation: {line}", file=sys.stderr, flush=True)
