@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -104,12 +105,19 @@ class AuditLog:
         for event, fields in events:
             lines.append(line := new_line(head, event, fields, self._key))
             head = Head(head.entries + 1, hashlib.sha256(line).hexdigest())
-        # What a write that fails has left is for `open` to find.
+        # What a write that fails has left, and could not be taken back, is for `open` to find.
         self._failed = True
-        with self._path.open("ab") as file:
-            file.write(b"".join(line + b"\n" for line in lines))
-            file.flush()
-            os.fsync(file.fileno())
+        left = memoryview(b"".join(line + b"\n" for line in lines))
+        with self._path.open("ab", buffering=0) as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                with suppress(OSError):
+                    os.truncate(self._path, end)
+                raise
         self._head = head
         self._write_head()
         self._failed = False

@@ -6,11 +6,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedkron.audit import read_log
 from fedkron.errors import FedKronError
 from fedkron.exchange import load_adapter, load_head, load_snapshot
 from fedkron.flower.durable_state import STATE
 from fedkron.ledger import read_ledger
-from fedkron.rundir import ADAPTER, CHECKPOINT, HEAD, LEDGER, NODES, OUTCOME, REPORT, SETTINGS
+from fedkron.rundir import ADAPTER, AUDIT, CHECKPOINT, HEAD, LEDGER, NODES, OUTCOME, REPORT, SETTINGS
 from fedkron.runlog import read_run
 
 
@@ -102,7 +103,9 @@ def corrupt_files(folder: Path) -> tuple[str, ...]:
                 read_ledger(path)
             elif path.name in readers:
                 readers[path.name](path)
-            elif path.name.startswith("."):
+            elif path.name == AUDIT:
+                read_log(path)
+            elif path.name.startswith(".") and path.name != f".{AUDIT}.lock":
                 raise ValueError("left over")
         except (FedKronError, ValueError, OSError) as error:
             found.append(f"{path.relative_to(folder)}: {error}")

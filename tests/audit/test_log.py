@@ -28,7 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedkron.audit import AuditLog, SigningKey, read_log, verify
+from fedkron.audit import AuditLog, SigningKey, read_log, server_key, verify
 from fedkron.audit.lines import Json, canonical
 from fedkron.errors import AuditError
 from fedkron.rundir import ADAPTER, AUDIT, OUTCOME, ROUNDS
@@ -334,3 +334,32 @@ def test_checking_a_log_changes_nothing(tmp_path: Path, key: SigningKey) -> None
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     verify(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_a_full_disk_leaves_whole_lines_and_the_log_goes_on_later(tmp_path: Path) -> None:
+    """The size of files is limited for this process alone: what is beyond cannot be written."""
+    program = """
+import resource, signal, sys
+from pathlib import Path
+from fedkron.audit import AuditLog, public_key_of, server_key
+
+folder = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+key = server_key(folder / "key.pem")
+log = AuditLog.open(folder / "audit.jsonl", key)
+log.append("opened", settings_sha256="0" * 64, fedkron="1", public_key=public_key_of(key))
+size = (folder / "audit.jsonl").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 100, resource.RLIM_INFINITY))
+try:
+    log.append_all([("note", {"text": "x" * 50})] * 3)
+except OSError:
+    sys.exit(7)
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert done.returncode == 7
+    path = tmp_path / "audit.jsonl"
+    assert [entry.event for entry in read_log(path)] == ["opened"]
+    log = AuditLog.open(path, server_key(tmp_path / "key.pem"))
+    log.append_all([("note", {"text": "there is room again"}), ("note", {"text": "and more"})])
+    log.close()
+    assert [entry.event for entry in read_log(path)] == ["opened", "note", "note"]
