@@ -99,6 +99,7 @@ def _found(folder: Path, rounds: list[int]) -> RecordDict:
 
 def _keep(folder: Path, number: int, state: RecordDict) -> None:
     """Write the state after a round of training, then delete what is not needed any more."""
+    folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # it tells of this node's data
     save_snapshot(_file(folder, number), _tree(state))
     *old, _ = [kept for kept in _kept_rounds(folder) if kept <= number]
     aborted = [kept for kept in _kept_rounds(folder) if kept > number]

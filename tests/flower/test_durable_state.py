@@ -71,6 +71,7 @@ def test_every_sort_of_record_comes_back_as_it_was(tmp_path: Path) -> None:
     assert dict(after["measured"]) == dict(before["measured"])
     assert after["head"]["w"].numpy().tobytes() == before["head"]["w"].numpy().tobytes()
     assert after["head"]["w"].numpy().shape == (2, 1)
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
 
 
 def test_failed_message_changes_nothing(tmp_path: Path) -> None:
