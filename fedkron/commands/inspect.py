@@ -13,7 +13,15 @@ from fedkron.compression import inspect_header
 from fedkron.edge.device_adapter import DEVICE_FORMAT, load_device_adapter, read_device_adapter
 from fedkron.edge.manifest import MANIFEST, read_manifest, verify_files
 from fedkron.errors import FedKronError
-from fedkron.exchange import ADAPTER_VERSION, HEAD_FORMAT, file_format, load_adapter, load_head
+from fedkron.exchange import (
+    ADAPTER_VERSION,
+    HEAD_FORMAT,
+    SNAPSHOT_FORMAT,
+    file_format,
+    load_adapter,
+    load_head,
+    load_snapshot,
+)
 from fedkron.ledger import read_ledger, totals
 from fedkron.report import figures
 from fedkron.rundir import SETTINGS
@@ -27,7 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "inspect",
         help="what is in a file of ours",
         description="Check and describe a payload, an adapter or head file, a ledger, a socket log, an "
-        "audit log, a bundle or a run folder.",
+        "audit log, a checkpoint, a bundle or a run folder.",
     )
     parser.add_argument("path", type=Path, help="file or folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -93,7 +101,7 @@ def _audit_log(path: Path) -> dict[str, Any]:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
-    describers = {HEAD_FORMAT: _head, DEVICE_FORMAT: _device_adapter}
+    describers = {HEAD_FORMAT: _head, DEVICE_FORMAT: _device_adapter, SNAPSHOT_FORMAT: _snapshot}
     return describers.get(file_format(path), _adapter)(path)
 
 
@@ -145,6 +153,21 @@ def _adapter(path: Path) -> dict[str, Any]:
         "spec": ", ".join(f"{key} {value}" for key, value in adapter.spec.items()) or "not known",
         "lineage": list(adapter.lineage),
         **adapter.info,
+    }
+
+
+def _snapshot(path: Path) -> dict[str, Any]:
+    """A checkpoint of a server, or a node's kept state."""
+    tree = load_snapshot(path)
+    if (strategy := tree.get("strategy")) is None:
+        return {"format": "node state", "records": list(tree)}
+    return {
+        "format": "checkpoint",
+        "round": strategy["round"],
+        "run": tree["run"],
+        "contract": tree["contract"],
+        "nodes": tree["nodes"],
+        "known": [f"{task}-{partition}" for task, partition, _ in strategy["origins"]],
     }
 
 

@@ -16,7 +16,7 @@ from fedkron.exchange.files import (
     save_head,
 )
 from fedkron.exchange.peft_checkpoint import PeftCheckpoint, is_peft_checkpoint, read_peft
-from fedkron.exchange.snapshot import Tree, load_snapshot, save_snapshot
+from fedkron.exchange.snapshot import SNAPSHOT_FORMAT, Tree, load_snapshot, save_snapshot
 from fedkron.exchange.terms import (
     check_complete,
     folded_fingerprint,
@@ -28,6 +28,7 @@ from fedkron.exchange.terms import (
 __all__ = [
     "ADAPTER_VERSION",
     "HEAD_FORMAT",
+    "SNAPSHOT_FORMAT",
     "AdapterFile",
     "HeadFile",
     "PeftCheckpoint",

@@ -20,7 +20,7 @@ from fedkron.atomic import write_atomically
 from fedkron.errors import SnapshotError
 from fedkron.exchange.files import METADATA_KEY
 
-FORMAT, SNAPSHOT_VERSION = "fedkron-snapshot", 1
+SNAPSHOT_FORMAT, SNAPSHOT_VERSION = "fedkron-snapshot", 1
 
 Tree = Any
 """None, bool, int, float (finite), str, bytes, np.ndarray, a list of trees, or a dict of trees by str."""
@@ -34,7 +34,7 @@ def save_snapshot(path: Path, tree: Mapping[str, Tree]) -> str:
     tensors: dict[str, np.ndarray] = {}
     content = _encoded(dict(tree), tensors, "")
     metadata = {
-        "format": FORMAT,
+        "format": SNAPSHOT_FORMAT,
         "version": SNAPSHOT_VERSION,
         "sha256": _digest(content, tensors),
         "tree": content,
@@ -53,9 +53,9 @@ def load_snapshot(path: Path) -> dict[str, Tree]:
         raise SnapshotError(f"no snapshot at {path}: {error.strerror}") from None
     try:
         metadata = _metadata(blob)
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != SNAPSHOT_FORMAT:
             raise SnapshotError(
-                f"{path} is not a snapshot: its format is {metadata.get('format')!r}, not {FORMAT!r}"
+                f"{path} is not a snapshot: its format is {metadata.get('format')!r}, not {SNAPSHOT_FORMAT!r}"
             )
         if metadata["version"] != SNAPSHOT_VERSION:
             raise SnapshotError(

@@ -163,6 +163,11 @@ def test_inspect_describes_each_of_our_files(finished: Finished, tmp_path: Path,
     }
     assert output_of(capsys, "inspect", finished.bundle)["contract"] == adapter.layout.contract
     assert output_of(capsys, "inspect", finished.run)["status"] == "completed"
+    checkpoint = output_of(capsys, "inspect", finished.run / "checkpoint.safetensors")
+    assert (checkpoint["format"], checkpoint["contract"]) == ("checkpoint", adapter.layout.contract)
+    assert checkpoint["round"] == len(output_of(capsys, "inspect", finished.run)["rounds"])
+    (state, *_) = sorted((finished.run / "nodes").rglob("round-*.safetensors"))
+    assert output_of(capsys, "inspect", state)["format"] == "node state"
     assert main(["inspect", str(head)]) == 0
 
 
