@@ -110,17 +110,18 @@ def _federate(grid: Grid, settings: Settings, place: Place, checkpoint: Checkpoi
     )
     # Where it matters which node is which, they are to come in the same order in every run.
     all_the_same = (
-        min(settings.fraction_train, settings.fraction_evaluate) == 1
+        {settings.fraction_train, settings.fraction_evaluate} <= {0.0, 1.0}
         and settings.groups.by == ONE_GROUP
         and settings.adapter.sizes == EQUAL_SIZES
     )
     seen = secure or compressed
-    ordered = OrderedGrid(seen, timeout=settings.round_timeout)
+    done = 0 if checkpoint is None else checkpoint.round
+    ordered = OrderedGrid(seen, timeout=settings.round_timeout, round_=done + 1)
     if checkpoint is None:
         strategy.adapters.adopt(0, to_arrays(initial))
-        arrays, done = to_arrays(_agreed(strategy.adapters.held()[FOR_ALL], compressed).state), 0
+        arrays = to_arrays(_agreed(strategy.adapters.held()[FOR_ALL], compressed).state)
     else:
-        arrays, done = restored(checkpoint, strategy, compressed, ordered.origins()), checkpoint.round
+        arrays = restored(checkpoint, strategy, compressed, ordered.origins())
         if secure is not None:
             secure.restore(checkpoint.steps)
     strategy.start(

@@ -16,11 +16,15 @@ from fedkron.flower.grid_wrapper import GridWrapper
 
 
 class OrderedGrid(GridWrapper):
-    """Wraps the grid that a strategy is started with. `timeout` in seconds is for introductions."""
+    """Wraps the grid that a strategy is started with.
 
-    def __init__(self, grid: Grid, *, timeout: float) -> None:
+    `timeout` in seconds is for introductions; what they cost is entered in the ledger for `round_`.
+    """
+
+    def __init__(self, grid: Grid, *, timeout: float, round_: int = 1) -> None:
         super().__init__(grid)
         self._timeout = timeout
+        self._round = round_
         self._origins: dict[int, Origin] = {}
 
     def send_and_receive(
@@ -41,7 +45,7 @@ class OrderedGrid(GridWrapper):
         return known + [Origin("", 0, node) for node in sorted(nodes) if node not in self._origins]
 
     def _ask(self, strangers: list[int]) -> None:
-        config = ConfigRecord({"server-round": 0})
+        config = ConfigRecord({"server-round": self._round})
         questions = [Message(RecordDict({"config": config}), node, MessageType.QUERY) for node in strangers]
         if not questions:
             return

@@ -274,7 +274,7 @@ def test_half_of_the_nodes_train_in_a_round_chosen_by_the_seed_and_all_evaluate(
 
     first = uploads("first")
     assert Counter((round_, phase) for round_, phase, _ in first) == {
-        (0, "query"): 4,  # who they are: ids differ from run to run
+        (1, "query"): 4,  # who they are: ids differ from run to run
         (1, "train"): 2,
         (1, "evaluate"): 4,
         (2, "train"): 2,
