@@ -13,6 +13,7 @@ from fedkron.compression.codecs import codec_of_id
 from fedkron.compression.payload import payload_sizes
 from fedkron.errors import ContractError, PayloadError
 from fedkron.flower.grid import Awaited, CompressedGrid, packed
+from fedkron.flower.secure_wire import is_masked
 from fedkron.flower.uploads import Packed, Upload
 from fedkron.flower.wire import is_packed, message_bytes
 
@@ -42,6 +43,9 @@ class UnopenedGrid(CompressedGrid):
     def _take(self, reply: Message, memory: Awaited) -> None:
         uploads = {k: packed(k, r, memory) for k, r in reply.content.items() if is_packed(r)}
         beside = message_bytes(reply) - sum(len(upload.payload) for upload in uploads.values())
+        if any(is_masked(record) for record in reply.content.values()):
+            # Secure aggregation knows its size; a word of 8 bytes has at least one number.
+            beside -= sum(8 * reference.layout.size for reference in memory.references.values())
         if beside > MOST_BESIDE_UPLOADS:
             raise PayloadError(
                 f"reply has {beside} bytes beside its uploads, {MOST_BESIDE_UPLOADS} are the most"

@@ -96,9 +96,11 @@ def test_figures_are_those_of_the_run_and_bytes_those_on_the_wire(
 
 
 def of_each_round(messages: list[Message]) -> tuple[list[Message], list[Message]]:
-    """Two rounds have as many messages each."""
-    half = len(messages) // 2
-    return messages[:half], messages[half:]
+    """Two rounds have as many messages each; in the first, nodes may be asked who they are."""
+    questions = [message for message in messages if message.metadata.message_type == "query"]
+    others = [message for message in messages if message.metadata.message_type != "query"]
+    half = len(others) // 2
+    return [*questions, *others[:half]], others[half:]
 
 
 def bytes_of(messages: list[Message]) -> int:
