@@ -88,7 +88,7 @@ def nan_on_the_wire(message: Message, context: Context, call_next: ClientAppCall
     assert isinstance(kept, bytes)
     layout = inflated(kept)
     zeros = unflatten(np.zeros(layout.size, np.float32), layout)
-    blob = encode(zeros, layout, codec("fp32"), round=inspect_header(sent).round)
+    blob = encode(zeros, layout, codec(BY_HAND), round=inspect_header(sent).round)
     body = flatten({name: values + np.float32(np.nan) for name, values in zeros.items()}, layout).tobytes()
     fields = blob[: HEADER_SIZE - 4]
     checksum = struct.pack("<I", zlib.crc32(body, zlib.crc32(fields)))
@@ -109,6 +109,9 @@ INSIDE: Mapping[str, Mod] = {
     "nan": changed(_nan),
 }
 """What happens to an attacker's adapter before it is encoded."""
+
+BY_HAND = "fp32"
+"""The codec that is easily written by hand."""
 
 OUTSIDE: Mapping[str, Mod] = {"nan-bytes": nan_on_the_wire}
 """What happens to an attacker's message after that."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from fedkron.settings import AdmissionSettings, PartitionSettings, RobustSettings, Settings
-from simulations.poison_study.attacks import NO_ATTACK
+from simulations.poison_study.attacks import BY_HAND, NO_ATTACK, OUTSIDE
 from simulations.study.outcome import Outcome as Measured
 from simulations.study.workload import Workload
 
@@ -76,6 +76,8 @@ class Job:
             learning_rate=case.learning_rate,
             folder=folder,
         )
+        if self.attack.name in OUTSIDE:  # NaN written by hand is in the codec that was asked for
+            settings = replace(settings, codec=replace(settings.codec, upload=BY_HAND))
         return replace(
             settings,
             aggregation=self.defence.aggregation,
