@@ -8,22 +8,21 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 from rich.console import Console
 
 from fedkron.commands.progress import NoProgress
 from fedkron.commands.run import (
+    add_run_options,
+    asked_settings,
     federate,
     free_run_folder,
     localized,
+    print_result,
     progress_for,
-    read_settings,
-    resumed_settings,
 )
 from fedkron.demo import resolve_task
 from fedkron.errors import ConfigError, RunError
-from fedkron.report import figures, show
 from fedkron.rundir import LOGS
 from fedkron.settings import Settings
 
@@ -39,23 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "with its own data; run the app on them; end everything. Processes that die are started again. Exit "
         "code 0 only if Flower says that the run completed. docs/deploy.md: the same on several machines.",
     )
-    parser.add_argument(
-        "app", type=Path, nargs="?", default=Path(), help="folder of the Flower app (default: .)"
-    )
-    parser.add_argument(
-        "-c",
-        "--run-config",
-        action="append",
-        default=[],
-        metavar="FILE.toml|'KEY=VALUE …'",
-        help="settings that differ from those in pyproject.toml; may be given several times, later wins",
-    )
-    parser.add_argument(
-        "--resume", type=Path, metavar="RUN", help="go on with the run in this folder, as `fedkron run` does"
-    )
-    parser.add_argument("-n", "--nodes", type=int, help="SuperNodes (default: one per task)")
-    parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    add_run_options(parser, "SuperNodes (default: one per task)")
     parser.set_defaults(command=federation)
 
 
@@ -63,10 +46,7 @@ def federation(options: argparse.Namespace) -> int:
     """Run, and print the report. Raises `RunError` when the run did not complete."""
     from fedkron.deploy.local import local_federation
 
-    if options.resume is None:
-        settings, usual = read_settings(options.app, options.run_config), None
-    else:
-        settings, usual = resumed_settings(options.resume, options.run_config)
+    settings, usual = asked_settings(options)
     settings = localized(settings)
     nodes = options.nodes if options.nodes is not None else usual or len(settings.task_sources)
     if nodes < 1:
@@ -80,11 +60,7 @@ def federation(options: argparse.Namespace) -> int:
         log = federate(options.app, settings, None, progress, link=nullcontext(running.connection))
     if log is None:
         raise RunError(f"the run completed, but wrote nothing to {folder}")
-    if options.json:
-        print(json.dumps(figures(log), indent=1))
-    else:
-        show(log, Console())
-        print(f"Run folder: {log.folder}")
+    print_result(log, options)
     return 0
 
 

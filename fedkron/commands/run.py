@@ -45,6 +45,21 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "if Flower says that it completed. By default all nodes are simulated on this machine, by a "
         "SuperLink of the run's own that is gone afterwards.",
     )
+    add_run_options(parser, "simulated nodes (default: one per task)")
+    parser.add_argument(
+        "--cpus-per-node", type=int, default=1, help="CPUs for each simulated node (default: 1)"
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=float, default=0.0, help="GPU share of each simulated node (default: 0)"
+    )
+    parser.add_argument(
+        "--superlink", metavar="NAME", help="run on this SuperLink of your Flower configuration instead"
+    )
+    parser.set_defaults(command=run)
+
+
+def add_run_options(parser: argparse.ArgumentParser, nodes: str) -> None:
+    """The options of whatever runs an app; `nodes` is the help of their number."""
     parser.add_argument(
         "app", type=Path, nargs="?", default=Path(), help="folder of the Flower app (default: .)"
     )
@@ -63,19 +78,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="go on with the run in this folder after its last finished round, with its settings and as many "
         "nodes; -c may give it more rounds (num-server-rounds)",
     )
-    parser.add_argument("-n", "--nodes", type=int, help="simulated nodes (default: one per task)")
-    parser.add_argument(
-        "--cpus-per-node", type=int, default=1, help="CPUs for each simulated node (default: 1)"
-    )
-    parser.add_argument(
-        "--gpus-per-node", type=float, default=0.0, help="GPU share of each simulated node (default: 0)"
-    )
-    parser.add_argument(
-        "--superlink", metavar="NAME", help="run on this SuperLink of your Flower configuration instead"
-    )
+    parser.add_argument("-n", "--nodes", type=int, help=nodes)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.set_defaults(command=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -84,10 +89,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.nodes is not None and options.nodes < 1:
         raise ConfigError(f"--nodes is {options.nodes}: it must be at least 1")
-    if options.resume is None:
-        settings, usual = read_settings(options.app, options.run_config), None
-    else:
-        settings, usual = resumed_settings(options.resume, options.run_config)
+    settings, usual = asked_settings(options)
     if options.superlink is None:
         settings = localized(settings)
     nodes = options.nodes or usual or len(settings.task_sources)
@@ -103,12 +105,28 @@ def run(options: argparse.Namespace) -> int:
         log = federate(options.app, settings, None, progress, link=link)
     if log is None:
         print(f"The run completed. Its folder, {settings.run_name}, is where the SuperLink runs.")
-    elif options.json:
-        print(json.dumps(figures(log), indent=1))
     else:
-        show(log, Console())
-        print(f"Run folder: {log.folder}")
+        print_result(log, options)
     return 0
+
+
+def asked_settings(options: argparse.Namespace) -> tuple[Settings, int | None]:
+    """The settings that the options ask for, and how many nodes a run that is resumed began with.
+
+    Raises what `read_settings` and `resumed_settings` raise.
+    """
+    if options.resume is None:
+        return read_settings(options.app, options.run_config), None
+    return resumed_settings(options.resume, options.run_config)
+
+
+def print_result(log: RunLog, options: argparse.Namespace) -> None:
+    """The report of a run that completed, for people or as JSON."""
+    if options.json:
+        print(json.dumps(figures(log), indent=1))
+        return
+    show(log, Console())
+    print(f"Run folder: {log.folder}")
 
 
 def localized(settings: Settings) -> Settings:
