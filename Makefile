@@ -30,7 +30,9 @@ $(VENV)/.installed: pyproject.toml $(LOCKS)
 
 install: $(VENV)/.installed ## Create the virtual environment with the pinned dependencies
 
-lock: install ## Write the lock files anew from constraints.txt (WHEELS=folder with torch's build for CPUs)
+# Not `lock: install`: what is new in constraints.txt cannot be installed before it is locked.
+lock: ## Write the lock files anew from constraints.txt (WHEELS=folder with torch's build for CPUs)
+	test -x $(BIN)/python || $(MAKE) install
 	$(BIN)/python .ci/lock.py $(WHEELS)
 
 # pip-audit has a virtual environment of its own. --strict: a package that could not be looked up is a failure, not a pass.

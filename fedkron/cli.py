@@ -87,6 +87,13 @@ EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
     "prometheus_client": "serve",
+    "tensorboardX": "flower",
+    "fsspec": "exchange",
+    "huggingface_hub": "exchange",
+    "s3fs": "s3",
+    "plotly": "report",
+    "jinja2": "report",
+    "pyarrow": "sweep",
 }
 """Which extra of fedkron brings an optional dependency."""
 
