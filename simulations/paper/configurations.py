@@ -6,7 +6,7 @@ of ours has one linear head on the hidden states instead. Bytes are payloads of 
 client and round. Exit code 1 where something is missing.
 
     python -m simulations.paper.configurations
-    fedkron run -c simulations/paper/distilbert.toml --nodes 5
+    fedkron run -c simulations/paper/distilbert.toml --nodes 5 --gpus-per-node 0.2
 """
 
 from __future__ import annotations
@@ -18,18 +18,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.console import Console
 
 from fedkron.adapters import adapter_layout, attach
 from fedkron.commands.runconfig import read_run_config
-from fedkron.compression import codec, encode_vector
 from fedkron.errors import FedKronError, RunError
-from fedkron.layout import AdapterLayout
 from fedkron.settings import Settings
 from simulations.paper.counts import CLAIMS
 from simulations.paper.models import MODELS, PaperModel
+from simulations.paper.study.parameters import payload_bytes
 from simulations.paper.tasks import HUB
 from simulations.study.command import tables_console, write
 from simulations.study.tables import table_of
@@ -108,7 +106,7 @@ def check(file: Path, model: PaperModel) -> Checked:
         paper=claimed,
         weights=weights,
         codec=settings.codec.upload,
-        bytes=_payload(layout, settings.codec.upload) + _payload(layout, settings.codec.broadcast),
+        bytes=payload_bytes(layout, settings.codec.upload) + payload_bytes(layout, settings.codec.broadcast),
         lora_bytes=3 * 4 * layout.lora_size(8),
     )
 
@@ -120,12 +118,6 @@ def _beyond(model: PaperModel) -> int:
     prefix = f"{whole.base_model_prefix}."
     layout = adapter_layout(attach(whole, model.spec("kron_lora")), base="")
     return sum(tensor.size for tensor in layout.tensors if not tensor.name.startswith(prefix))
-
-
-def _payload(layout: AdapterLayout, name: str) -> int:
-    """Bytes of a payload of normally distributed changes: no codec makes more of real ones."""
-    update = np.random.default_rng(0).standard_normal(layout.size, np.float32)
-    return len(encode_vector(update, layout, codec(name), round=1))
 
 
 def show(found: Sequence[Checked], console: Console) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 
 from rich.console import Console
 
@@ -11,18 +10,19 @@ from clients.tasks import load_task
 from simulations.paper.study.bases import MINILM, SMOLLM2
 from simulations.paper.study.jobs import Outcome
 from simulations.paper.study.running import Plan, Result, run
-from simulations.paper.tasks import add_data_option
+from simulations.paper.study.sizes import FULL
+from simulations.paper.tasks import TASKS, add_data_option
 from simulations.study.command import study_parser
 from simulations.study.journal import Journal
 from simulations.study.pool import processes
 
 
-def paper_parser(
-    prog: str, description: str | None, *, quick: str, seeds: int, rounds: int
-) -> argparse.ArgumentParser:
-    """A parser of the options of all studies, with `--data` and `--base`."""
-    parser = study_parser(prog, description or "", quick=quick, seeds=seeds, rounds=rounds)
+def paper_parser(prog: str, description: str | None, *, quick: str) -> argparse.ArgumentParser:
+    """A parser of the options of all studies, with `--data`, `--base` and `--tasks`."""
+    size = FULL[MINILM]
+    parser = study_parser(prog, description or "", quick=quick, seeds=size.seeds, rounds=size.workload.rounds)
     add_data_option(parser)
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", choices=TASKS, help=", ".join(TASKS))
     parser.add_argument(
         "--base",
         default=MINILM,
@@ -37,7 +37,8 @@ def run_plan(plan: Plan, options: argparse.Namespace) -> list[Result]:
         return run(plan, Journal(Outcome, options.resume), executor, Console(stderr=True))
 
 
-def chances(sources: Mapping[str, str]) -> dict[str, float]:
+def chances(plan: Plan) -> dict[str, float]:
     """Accuracy of guessing, by the task's own name."""
-    tasks = [load_task(source) for source in sources.values()]
+    sources = dict.fromkeys(s for case in plan.cases for load in case.workloads for s in load.tasks)
+    tasks = [load_task(source) for source in sources]
     return {task.name: task.majority for task in tasks}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from simulations.paper.study.adapters import REFERENCE, Adapter
+from fedkron.layout import AdapterLayout
+from simulations.paper.study.adapters import Adapter
 from simulations.paper.study.jobs import Outcome
 from simulations.paper.study.running import Result
 from simulations.study.statistics import (
@@ -21,6 +22,7 @@ from simulations.study.statistics import (
     spread,
     traffic,
 )
+from simulations.study.tables import NOTHING
 
 CONFIDENCE = 0.95
 
@@ -30,8 +32,8 @@ class Line:
     """What a case says of an adapter, after the last epoch. Accuracy in [0, 1].
 
     `accuracy` is over seeds, of the mean over tasks; `by_task` are means over seeds. `against` is the
-    difference to LoRA-8, paired by seed and task, and `half` half the length of its 95 % interval. `traffic`
-    is the mean over rounds; None where nothing travels.
+    difference to the reference, paired by seed and task, and `half` half the length of its 95 % interval.
+    `traffic` is the mean over rounds; None where nothing travels.
     """
 
     adapter: Adapter
@@ -44,9 +46,11 @@ class Line:
     traffic: Traffic | None
 
 
-def summarize(result: Result, base_parameters: dict[Adapter, int]) -> list[Line]:
-    """A line per adapter."""
-    reference = result.runs.get(REFERENCE)
+def summarize(
+    result: Result, adapters: Mapping[Adapter, AdapterLayout], compared_with: Adapter
+) -> list[Line]:
+    """A line per adapter, with its difference to one of them, where that was run."""
+    reference = result.runs.get(compared_with)
     lines = []
     for adapter, outcomes in result.runs.items():
         pairs = None
@@ -55,7 +59,7 @@ def summarize(result: Result, base_parameters: dict[Adapter, int]) -> list[Line]
         lines.append(
             Line(
                 adapter=adapter,
-                parameters=base_parameters[adapter],
+                parameters=adapters[adapter].size,
                 learning_rate=result.rates[adapter.kind],
                 by_task=_mean(_by_task(outcomes)),
                 accuracy=spread([mean_over_tasks(outcome, LAST) for outcome in outcomes]),
@@ -74,6 +78,14 @@ def half_interval(difference: Difference) -> float | None:
     if difference.standard_error is None:
         return None
     return float(t.ppf((1 + CONFIDENCE) / 2, difference.pairs - 1)) * difference.standard_error
+
+
+def difference_of(line: Line) -> str:
+    """The difference to the reference in points, ± half of its interval."""
+    if line.against is None:
+        return NOTHING
+    half = "" if line.half is None else f" ± {100 * line.half:.2f}"
+    return f"{100 * line.against.mean:+.2f}{half}"
 
 
 def head_only(result: Result) -> dict[str, float]:

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from simulations.paper.study.adapters import REFERENCE, TUNED
 from simulations.paper.study.running import Result
-from simulations.paper.study.summary import Line, head_only
+from simulations.paper.study.summary import Line, difference_of, head_only
 from simulations.study.statistics import SMOOTH, mean_over_tasks
 from simulations.study.tables import NOTHING, percent, table_of
 
@@ -41,17 +41,10 @@ def _figures(result: Result, lines: Sequence[Line], chance: Mapping[str, float])
             f"{line.learning_rate:g}",
             *(_percent(line.by_task[task]) for task in tasks),
             percent(line.accuracy),
-            _difference(line),
+            difference_of(line),
             NOTHING if line.traffic is None else f"{line.traffic.both / 1000:,.1f}",
         )
     return table
-
-
-def _difference(line: Line) -> str:
-    if line.against is None:
-        return NOTHING
-    half = "" if line.half is None else f" ± {100 * line.half:.2f}"
-    return f"{100 * line.against.mean:+.2f}{half}"
 
 
 def _tuning(result: Result) -> Table:
