@@ -235,10 +235,13 @@ def test_commands_print_tables_draw_pictures_and_repeat_nothing(
             report = tmp_path / "report.json"
             assert command.main([*filled, "--plot", str(picture), "--json", str(report)]) == 0
             assert json.loads(report.read_text())
+        assert command.main([*filled[:-2], "--finished", filled[-1]]) == 0
         assert pictures[0].read_bytes() == pictures[1].read_bytes()
         printed = capsys.readouterr().out
         assert all(text in printed for text in texts)
     assert Path(filled[-1]).read_bytes() == before
+    assert accuracy.main([*filled[:-2], "--finished", str(tmp_path / "nothing.jsonl")]) == 1
+    assert "has no case yet" in capsys.readouterr().err
 
 
 def test_missing_data_and_adapters_are_told_before_anything_runs(

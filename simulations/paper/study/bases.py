@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import TYPE_CHECKING
 
 from fedkron.demo import cache_dir, prepare_demo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MINILM, SMOLLM2 = "minilm", "smollm2"
 
@@ -28,10 +33,20 @@ def _smollm2() -> Path:
         model, tokenizer = load(layers=None)
         unfinished = Path(mkdtemp(dir=cache_dir()))
         try:
-            model.save_pretrained(unfinished)
+            _plain(model).save_pretrained(unfinished)
             tokenizer.save_pretrained(unfinished)
             unfinished.rename(folder)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
     return folder
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in a model that knows nothing of the file they come from, and can be saved."""
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
+    return plain

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 
 from clients.tasks import load_task
+from fedkron.errors import RunError
 from simulations.paper.study.bases import MINILM, SMOLLM2
 from simulations.paper.study.jobs import Outcome
-from simulations.paper.study.running import Plan, Result, run
+from simulations.paper.study.running import Plan, Result, finished, run
 from simulations.paper.study.sizes import FULL
 from simulations.paper.tasks import TASKS, add_data_option
 from simulations.study.command import study_parser
@@ -24,6 +26,9 @@ def paper_parser(prog: str, description: str | None, *, quick: str) -> argparse.
     add_data_option(parser)
     parser.add_argument("--tasks", nargs="+", metavar="NAME", choices=TASKS, help=", ".join(TASKS))
     parser.add_argument(
+        "--finished", type=Path, metavar="FILE", help="run nothing, show what a file of --resume has"
+    )
+    parser.add_argument(
         "--base",
         default=MINILM,
         help=f"{MINILM} (default), {SMOLLM2}, a folder or Hub id (sizes of {MINILM})",
@@ -32,7 +37,14 @@ def paper_parser(prog: str, description: str | None, *, quick: str) -> argparse.
 
 
 def run_plan(plan: Plan, options: argparse.Namespace) -> list[Result]:
-    """Do what is missing in the journal of the options, in as many processes as they ask for."""
+    """Do what is missing in the journal of the options, in as many processes as they ask for.
+
+    With `--finished` nothing is done: `RunError` where the journal has no seed that is complete.
+    """
+    if options.finished is not None:
+        if results := finished(plan, Journal(Outcome, options.finished)):
+            return results
+        raise RunError(f"{options.finished} has no case yet in which all adapters have finished a seed")
     with processes(options.workers) as executor:
         return run(plan, Journal(Outcome, options.resume), executor, Console(stderr=True))
 
