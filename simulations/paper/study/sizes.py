@@ -41,7 +41,7 @@ ABOVE_CHANCE = ("piqa", "arc_easy")
 
 FULL: Mapping[str, Size] = {
     MINILM: Size(
-        Workload(tasks=(), clients=1, rounds=3, train_texts=192, test_texts=200, batch_size=8, max_length=64),
+        Workload(tasks=(), clients=1, rounds=3, train_texts=160, test_texts=200, batch_size=8, max_length=48),
         tasks=TASKS,
         cases=CASES,
         adapters=COMPARED,
@@ -51,7 +51,7 @@ FULL: Mapping[str, Size] = {
     ),
     # A step takes twenty times as long: the two tasks on which it is above chance.
     SMOLLM2: Size(
-        Workload(tasks=(), clients=1, rounds=2, train_texts=128, test_texts=200, batch_size=8, max_length=64),
+        Workload(tasks=(), clients=1, rounds=2, train_texts=96, test_texts=150, batch_size=8, max_length=48),
         tasks=ABOVE_CHANCE,
         cases=CASES[:1],
         adapters=(OURS, REFERENCE, SMALL_KRONA),
