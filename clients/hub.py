@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl
 
 from clients.examples import FIELDS, Example, Task, kind_of, parse_examples
+from clients.hub_choices import with_choices
 from fedkron.errors import TaskError
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 _USAGE = "hf:OWNER/NAME[:CONFIG][?FIELD=COLUMN&...]"
+_TEST, _FIRST = "test", "first"
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A data set, and where in it the fields of an example are; `choices` may be in several columns."""
+
+    path: str
+    config: str | None
+    columns: dict[str, tuple[str, ...]]
+    test: tuple[str, ...] = ("test", "validation")
+    first: int = 0
 
 
 def read_hub(reference: str) -> Task:
@@ -20,44 +34,73 @@ def read_hub(reference: str) -> Task:
 
     `?text=sentence&label=gold` says which columns hold the fields of an example (`text`, `label`, or
     `question`, `choices`, `answer`); by default they have the fields' own names. Labels are a `ClassLabel`
-    column, or whole numbers 0, 1, … that then name themselves. `test` is the split `test`, or
-    `validation` where there is no `test`. Raises `TaskError` where the Hub cannot be reached, the data set
-    does not exist, or its content does not fit.
+    column, or whole numbers 0, 1, … that then name themselves. Choices are a list of texts, several columns
+    (`?choices=one&choices=two`), or texts with labels, one of which is the answer, as in ARC; else the
+    answer is the number of a choice, counted from 0 or from `?first=1`. `test` is the split `test`, or
+    `validation` where there is no `test`, or the one that `?test=SPLIT` names (where the answers of `test`
+    are hidden). Raises `TaskError` where the Hub cannot be reached, the data set does not exist, or its
+    content does not fit.
     """
-    path, config, columns = _parse_reference(reference)
+    asked = _parse_reference(reference)
     source = f"hf:{reference}"
-    splits = _load(path, config, source)
-    train, test = _split(splits, ("train",), source), _split(splits, ("test", "validation"), source)
-    kind = kind_of({*columns, *train.column_names})
-    columns = {field: columns.get(field, field) for field in FIELDS[kind]}
+    splits = _load(asked.path, asked.config, source)
+    train, test = _split(splits, ("train",), source), _split(splits, asked.test, source)
+    kind = kind_of({*asked.columns, *train.column_names})
+    columns = {field: asked.columns.get(field, (field,)) for field in FIELDS[kind]}
     for split in (train, test):
         _check_columns(split, columns, source)
-    labels = _label_names(train, test, columns["label"], source) if kind == "classification" else ()
+    labels = _label_names(train, test, columns["label"][0], source) if kind == "classification" else ()
 
     def examples(split: Dataset) -> tuple[Example, ...]:
-        rows = split.select_columns(list(columns.values())).to_list()
-        renamed = ({field: row[column] for field, column in columns.items()} for row in rows)
-        return parse_examples(enumerate(renamed), kind, len(labels), f"{source}, split {split.split}, row")
+        rows = split.select_columns([column for several in columns.values() for column in several]).to_list()
+        renamed = [
+            {field: [row[column] for column in several] for field, several in columns.items()} for row in rows
+        ]
+        return parse_examples(
+            enumerate(_example_fields(row, asked.first) for row in renamed),
+            kind,
+            len(labels),
+            f"{source}, split {split.split}, row",
+        )
 
+    path, config = asked.path, asked.config
     name = Path(path).resolve().name if config is None else f"{Path(path).name}-{config}"
     return Task(name=name, kind=kind, labels=labels, train=examples(train), test=examples(test))
 
 
-def _parse_reference(reference: str) -> tuple[str, str | None, dict[str, str]]:
+def _example_fields(row: dict[str, list[Any]], first: int) -> dict[str, Any]:
+    if "choices" in row:
+        return with_choices(row["question"][0], row["choices"], row["answer"][0], first)
+    return {field: values[0] for field, values in row.items()}
+
+
+def _parse_reference(reference: str) -> _Reference:
     body, _, query = reference.partition("?")
     try:
-        columns = dict(parse_qsl(query, strict_parsing=True)) if query else {}
+        pairs = parse_qsl(query, strict_parsing=True) if query else []
     except ValueError as error:
         raise TaskError(f"hf:{reference} cannot be understood ({error}). Write {_USAGE}.") from error
-    known = [field for fields in FIELDS.values() for field in fields]
-    unknown = sorted(set(columns) - set(known))
-    if unknown:
-        raise TaskError(f"hf:{reference}: unknown field {unknown[0]!r}. The fields are {', '.join(known)}.")
+    said: dict[str, tuple[str, ...]] = {}
+    for key, value in pairs:
+        said[key] = (*said.get(key, ()), value)
+    fields = [field for several in FIELDS.values() for field in several]
+    if unknown := sorted(said.keys() - {*fields, _TEST, _FIRST}):
+        raise TaskError(
+            f"hf:{reference}: unknown field {unknown[0]!r}. The fields are {', '.join(fields)}; "
+            f"{_TEST} names a split, and {_FIRST} is the number of the first choice."
+        )
+    if twice := [key for key, values in said.items() if len(values) > 1 and key != "choices"]:
+        raise TaskError(f"hf:{reference} says {twice[0]} twice: only choices may be in several columns.")
     path, _, config = body.partition(":")
     if not path:
         raise TaskError(f"hf:{reference} names no data set. Write {_USAGE}.")
+    test, (first,) = said.pop(_TEST, _Reference.test), said.pop(_FIRST, ("0",))
+    if first not in ("0", "1"):
+        raise TaskError(f"hf:{reference}: {_FIRST}={first}, but choices are counted from 0 or 1.")
     local = Path(body).expanduser()
-    return (str(local), None, columns) if local.exists() else (path, config or None, columns)
+    if local.exists():
+        return _Reference(str(local), None, said, test, int(first))
+    return _Reference(path, config or None, said, test, int(first))
 
 
 def _load(path: str, config: str | None, source: str) -> DatasetDict:
@@ -88,8 +131,8 @@ def _split(splits: DatasetDict, names: tuple[str, ...], source: str) -> Dataset:
     )
 
 
-def _check_columns(split: Dataset, columns: dict[str, str], source: str) -> None:
-    for field, column in columns.items():
+def _check_columns(split: Dataset, columns: dict[str, tuple[str, ...]], source: str) -> None:
+    for field, column in ((field, column) for field, several in columns.items() for column in several):
         if column not in split.column_names:
             raise TaskError(
                 f"{source}: split {split.split} has no column {column!r}, only "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -46,12 +46,14 @@ def train(
     seed: int,
     *,
     proximal_mu: float = 0.0,
+    each_step: Callable[[float], None] | None = None,
 ) -> float:
     """Fine-tune the trainable parameters of `model` in place; returns the mean loss of the last epoch.
 
     AdamW, with one learning rate for the head and one for the factors. `proximal_mu` is FedProx's μ (Li et
     al. 2020, arXiv 1812.06127): the loss gets (μ/2)·‖w − w₀‖² over the factors, which were w₀ before; the
-    returned loss is without it. Same seed, same result. Raises `RunError` when training diverged.
+    returned loss is without it. `each_step` is told the loss of every batch, after the step. Same seed,
+    same result. Raises `RunError` when training diverged.
     """
     device = next(model.parameters()).device
     head = list(model.head.parameters())
@@ -81,6 +83,8 @@ def train(
             scaler.step(optimizer)
             scaler.update()
             total += loss.item() * len(batch.counts)
+            if each_step is not None:
+                each_step(loss.item())
     model.eval()
     if not all(torch.isfinite(parameter).all() for parameter in (*factors, *head)):
         raise RunError(

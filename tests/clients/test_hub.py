@@ -89,6 +89,37 @@ def test_multiple_choice_columns_make_a_multiple_choice_task(tmp_path: Path) -> 
     assert task.train[1] == MultipleChoice("Which is red?", ("sky", "sea", "blood"), 2)
 
 
+def test_choices_in_columns_of_their_own(tmp_path: Path) -> None:
+    """As in PIQA and WinoGrande, where answers are counted from 1 and those of the test split are hidden."""
+    row = {"sentence": "It was _.", "option1": "good", "option2": "bad", "answer": "2"}
+    folder = json_lines(
+        tmp_path / "quiz", train=[row], validation=[row | {"answer": "1"}], test=[row | {"answer": ""}]
+    )
+    source = f"hf:{folder}?question=sentence&choices=option1&choices=option2&first=1"
+    task = load_task(f"{source}&test=validation")
+    assert task.train == (MultipleChoice("It was _.", ("good", "bad"), 1),)
+    assert task.test == (MultipleChoice("It was _.", ("good", "bad"), 0),)
+    assert "split test, row 0: answer must be a whole number, got ''" in error_of(source)
+    zero = json_lines(tmp_path / "zero", train=[row | {"answer": "0"}], test=[row])
+    assert "row 0: answer -1 is out of range" in error_of(source.replace(str(folder), str(zero)))
+
+
+def test_labelled_choices_whose_label_is_the_answer(tmp_path: Path) -> None:
+    """As in ARC."""
+    row = {
+        "question": "Which is a bird?",
+        "choices": {"text": ["cat", "dog", "owl"], "label": ["A", "B", "C"]},
+        "answerKey": "C",
+    }
+    numbered = {**row, "choices": {"text": ["cat", "owl", "dog"], "label": ["1", "2", "3"]}, "answerKey": "2"}
+    folder = json_lines(tmp_path / "arc", train=[row, numbered], test=[row])
+    task = load_task(f"hf:{folder}?answer=answerKey")
+    assert task.train[0] == MultipleChoice("Which is a bird?", ("cat", "dog", "owl"), 2)
+    assert task.train[1] == MultipleChoice("Which is a bird?", ("cat", "owl", "dog"), 1)
+    wrong = json_lines(tmp_path / "wrong", train=[{**row, "answerKey": "D"}], test=[row])
+    assert "row 0: answer must be a whole number, got 'D'" in error_of(f"hf:{wrong}?answer=answerKey")
+
+
 def test_a_task_folder_reads_the_same_through_the_client(tmp_path: Path) -> None:
     rows = [{"text": text, "label": label} for text, label in zip(TRAIN["text"], TRAIN["label"], strict=True)]
     folder = json_lines(tmp_path / "mood", train=rows, test=rows[:2])
@@ -126,6 +157,7 @@ def test_hidden_test_labels_are_reported_as_out_of_range(tmp_path: Path) -> None
 def test_missing_and_empty_splits_are_reported(tmp_path: Path) -> None:
     folder = parquet(tmp_path / "one", train=TRAIN)
     assert "has no split test or validation, only train" in error_of(f"hf:{folder}")
+    assert "has no split dev, only train" in error_of(f"hf:{folder}?test=dev")
     features = Features({"text": Value("string"), "label": Value("int64")})
     folder = parquet(tmp_path / "none", features, train=TRAIN, test={"text": [], "label": []})
     message = error_of(f"hf:{folder}")
@@ -136,6 +168,8 @@ def test_missing_and_empty_splits_are_reported(tmp_path: Path) -> None:
 def test_references_that_cannot_be_understood_are_reported(tmp_path: Path) -> None:
     assert "unknown field 'sentence'" in error_of("hf:owner/name?sentence=text")
     assert "cannot be understood" in error_of("hf:owner/name?text")
+    assert "says answer twice" in error_of("hf:owner/name?answer=a&answer=b")
+    assert "counted from 0 or 1" in error_of("hf:owner/name?first=A")
     assert "names no data set" in error_of("hf:")
     assert "names no data set" in error_of("hf:?text=sentence")
     assert "could not be loaded" in error_of(f"hf:{tmp_path / 'nowhere'}")

@@ -1,0 +1,1 @@
+"""The tables of the Kron-LoRA paper (arXiv 2508.01961), one command each."""

@@ -1,0 +1,1 @@
+"""What accuracy, training dynamics and ablation have in common: they share jobs and a journal."""
