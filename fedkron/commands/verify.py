@@ -74,14 +74,12 @@ def verify(options: argparse.Namespace) -> int:
 def find_publication(store: str, name: str | None) -> Found:
     """The publication that is meant; its signature is right, its key may be anybody's."""
     from fedkron.registry.storage import open_storage
-    from fedkron.registry.store import check_store, find, find_single, reference
+    from fedkron.registry.store import find, find_single, reference
 
     storage = open_storage(store)
     if name is None:
         return find_single(storage)
-    wanted = reference(name)
-    check_store(storage)
-    return find(storage, wanted)
+    return find(storage, reference(name))
 
 
 def read_trusted(options: argparse.Namespace) -> list[Trusted]:

@@ -271,8 +271,6 @@ def _check_numbers(publication: Publication) -> None:
 def _check_files(files: Iterable[PublishedFile]) -> None:
     paths = [file.path for file in files]
     _require(len(paths) <= MOST_FILES, f"it has {len(paths)} files, more than {MOST_FILES}")
-    _require(paths == sorted(set(paths)), "its files are not in order, or named twice")
-    _require(ADAPTER in paths, f"there is no {ADAPTER} in it")
     for file in files:
         pattern = _PATHS.get(file.role)
         _require(pattern is not None, f"file {file.path!r:.80} is a {file.role!r:.40}, which is not known")
@@ -284,3 +282,5 @@ def _check_files(files: Iterable[PublishedFile]) -> None:
             0 < file.size <= LARGEST_FILE,
             f"file {file.path} has {file.size} bytes: 1 to {LARGEST_FILE} are allowed",
         )
+    _require(paths == sorted(set(paths)), "its files are not in order, or named twice")
+    _require(ADAPTER in paths, f"there is no {ADAPTER} in it")

@@ -53,6 +53,8 @@ class Storage:
     def pieces(self, path: str) -> Iterator[bytes]:
         """The content of a file, piece by piece. Raises `FileNotFoundError` when it is not there."""
         options = {"block_size": 0} if self.protocols & _STREAMED else {}
+        # What a listing did not have, another process may have written since.
+        self.fs.invalidate_cache()
         with self._naming(path), self.fs.open(self._at(path), "rb", **options) as file:
             while piece := file.read(PIECE):
                 yield piece
@@ -79,7 +81,7 @@ class Storage:
 
     def put(self, path: str, content: bytes) -> None:
         """Write a file, whole, whatever was there. For content that is the same whoever writes it."""
-        with self._naming(path):
+        with self._writing(path):
             if self.is_local:
                 write_atomically(Path(self._at(path)), content)
             else:
@@ -90,7 +92,7 @@ class Storage:
 
         Raises `FileExistsError` for the others, and `CannotCreate` where nobody can say who came first.
         """
-        with self._naming(path):
+        with self._writing(path):
             if self.is_local:
                 _link(Path(self._at(path)), content)
             elif self.protocols & _CREATES:
@@ -101,17 +103,25 @@ class Storage:
     def _conditional(self, path: str, content: bytes) -> None:
         try:
             self.fs.pipe_file(self._at(path), content, mode="create")
+        except FileExistsError:
+            raise
         except OSError:
-            # An answer may have been lost on the way and the request sent again, by the client library: what
-            # is there may be ours. And services do not agree on how they say that a file is there.
+            # Services do not agree on how they say that a file is there.
             self.fs.invalidate_cache()
             if not self.fs.exists(self._at(path)):
                 raise
-            if self.read(path, len(content) + PIECE) != content:
-                raise FileExistsError(path) from None
+            raise FileExistsError(path) from None
 
     def _at(self, path: str) -> str:
         return f"{self.root.rstrip('/')}/{path}" if path else self.root
+
+    @contextmanager
+    def _writing(self, path: str) -> Iterator[None]:
+        with self._naming(path):
+            try:
+                yield
+            except FileNotFoundError as error:
+                raise ExchangeError(f"{self.url}/{path} cannot be written: {error}") from error
 
     @contextmanager
     def _naming(self, path: str) -> Iterator[None]:

@@ -110,9 +110,10 @@ def find(storage: Storage, wanted: Reference) -> Found:
     """The publication that is asked for.
 
     Where two publishers have made the same release, the latest is that with the greatest digest; one that is
-    asked for by its number has to be told by its digest, too. Raises `ExchangeError` when it is not there, or
-    its manifest is damaged, altered, or another one's.
+    asked for by its number has to be told by its digest, too. Raises `ExchangeError` when this is no
+    store, it is not there, or its manifest is damaged, altered, or another one's.
     """
+    check_store(storage)
     release = wanted.release or _latest(storage, wanted.name)
     try:
         return read_release(storage, wanted.name, release)
@@ -182,10 +183,14 @@ def add(storage: Storage, name: str, signed_as: Callable[[int], Signed]) -> Sign
         if not exclusively:
             storage.put(f"{ADAPTERS}/{name}/{Release(number, signed.digest[:DIGITS])}.json", signed.content)
             return signed
+        path = f"{ADAPTERS}/{name}/{Release(number)}.json"
         try:
-            storage.create(f"{ADAPTERS}/{name}/{Release(number)}.json", signed.content)
+            storage.create(path, signed.content)
             return signed
         except FileExistsError:
+            # It may be ours: where an answer is lost on the way, client libraries send the request again.
+            if storage.read(path, LARGEST_MANIFEST) == signed.content:
+                return signed
             number += 1
 
 
