@@ -7,11 +7,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hub_server import HubServer
 from huggingface_hub import HfApi, ModelCard
 from peft import LoraConfig, PeftConfig
-from registry_cases import KEY, files_in, prepared, public, written
+from registry_cases import KEY, adapter, files_in, prepared, public, written
 
 from fedkron.errors import ExchangeError
 from fedkron.exchange import read_peft
@@ -89,9 +90,17 @@ def test_peft_reads_what_lies_beside_it(hub: HubServer, api: HfApi, tmp_path: Pa
     config = PeftConfig.from_pretrained(str(folder))
     assert isinstance(config, LoraConfig)
     assert config.base_model_name_or_path == "org/tiny"
-    assert sorted(
-        read_peft(folder).layers if hasattr(read_peft(folder), "layers") else config.target_modules or []
-    )
+    assert config.target_modules == {"dense", "second"}
+    found, ours = read_peft(folder), adapter(1).state
+    expected = {
+        "dense": 4.0 * np.kron(ours["dense.A"], ours["dense.B1"] @ ours["dense.B2"]),
+        "second": 0.5 * ours["second.lora_B"] @ ours["second.lora_A"],
+    }
+    for module in found.modules:
+        lora_A, lora_B = (found.state[module.tensor_name(factor)] for factor in ("lora_A", "lora_B"))
+        delta = expected.pop(module.path.rpartition(".")[2])
+        np.testing.assert_allclose(module.scale * lora_B @ lora_A, delta, rtol=1e-5, atol=1e-6)
+    assert not expected
     assert ModelCard.load(folder / "README.md").data.library_name == "peft"
 
 
