@@ -69,7 +69,7 @@ def pull(options: argparse.Namespace) -> int:
     is_new = options.trust_first_use and not is_trusted(publication, trusted)
     if not is_new:
         check_trusted(publication, trusted)
-    path = _write(options, Order(found, is_exact="@" in (options.adapter or "")))
+    path = _write(options, Order(found, is_exact=_names_a_release(options.adapter)))
     if is_new:
         remember(publication, known_publishers())
     if options.json:
@@ -86,6 +86,12 @@ def pull(options: argparse.Namespace) -> int:
     if is_new:
         print(f"Key {publication.public_key} is believed for {publication.name!r} from now on.")
     return 0
+
+
+def _names_a_release(adapter: str | None) -> bool:
+    from fedkron.registry.store import reference
+
+    return adapter is not None and reference(adapter).release is not None
 
 
 def _write(options: argparse.Namespace, order: Order) -> Path:

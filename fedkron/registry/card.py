@@ -20,7 +20,7 @@ _DEMO_BASES = {"demo:all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2"
 HUB_LICENSES = (
     "apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 "
     "cc-by-nd-4.0 cc-by-nc-nd-4.0 gpl-3.0 lgpl-3.0 agpl-3.0 mpl-2.0 isc unlicense wtfpl zlib artistic-2.0 "
-    "epl-2.0 eupl-1.2 bsl-1.0 ecl-2.0 ms-pl ncsa ofl-1.1 osl-3.0 postgresql afl-3.0 odbl pddl"
+    "epl-2.0 eupl-1.2 bsl-1.0 ecl-2.0 ms-pl ncsa ofl-1.1 osl-3.0 postgresql afl-3.0"
 )
 """What the Hub calls a licence is, for these, the SPDX identifier in lower case."""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~])")

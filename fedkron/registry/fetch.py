@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,8 @@ def _fetch(found: Found, file: PublishedFile, target: Path) -> None:
                     raise ExchangeError(f"{where} has more than the {file.size} bytes that it should have")
                 digest.update(piece)
                 stream.write(piece)
+            stream.flush()
+            os.fsync(stream.fileno())
     except FileNotFoundError:
         raise ExchangeError(f"{where} is missing: the store is damaged, publish it again") from None
     if size < file.size:

@@ -24,6 +24,7 @@ from fedkron.registry.publication import (
     PublishedFile,
     Traffic,
     Training,
+    device_path,
 )
 from fedkron.rundir import ADAPTER, TERMS, group_directory
 from fedkron.runlog import RunLog, TaskFigures, read_run
@@ -130,7 +131,7 @@ def _ended_run(folder: Path) -> RunLog:
 def _adapter_of(log: RunLog, group: str | None) -> Path:
     groups = log.groups
     if group is None:
-        if groups:
+        if groups and not (log.folder / ADAPTER).is_file():
             raise ExchangeError(
                 f"{log.folder} has an adapter for each of {', '.join(groups)}: say which with --group"
             )
@@ -193,11 +194,6 @@ def _shared_heads(adapter: AdapterFile, log: RunLog | None, tasks: Sequence[str]
     if log is None or not adapter.layout.has_head:
         return []
     return [shared_head(adapter, task, log.settings.shared_labels) for task in tasks]
-
-
-def device_path(slot_hash: str) -> str:
-    """How the form of an adapter for the slot with this hash is called."""
-    return f"device-{slot_hash[:16]}.safetensors"
 
 
 def _figures(log: RunLog, group: str | None) -> dict[str, TaskFigures]:

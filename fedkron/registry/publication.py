@@ -200,6 +200,11 @@ def canonical(content: object) -> bytes:
         raise ExchangeError(f"it cannot be written as JSON: {error}") from error
 
 
+def device_path(slot_hash: str) -> str:
+    """How the file for the slot with this hash is called."""
+    return f"device-{slot_hash[:16]}.safetensors"
+
+
 def check_name(name: str) -> None:
     """Raise `ExchangeError` unless adapters may be published under this name.
 

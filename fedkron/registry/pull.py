@@ -21,8 +21,7 @@ from fedkron.edge.store import DEFAULT, AdapterStore
 from fedkron.errors import ContractError, ExchangeError
 from fedkron.exchange import HeadFile
 from fedkron.registry.fetch import Fetched, fetch
-from fedkron.registry.material import device_path
-from fedkron.registry.publication import MANIFEST, PublishedFile
+from fedkron.registry.publication import MANIFEST, PublishedFile, device_path
 from fedkron.registry.signature import Signed, read_signed
 from fedkron.registry.store import Found
 

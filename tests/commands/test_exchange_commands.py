@@ -18,7 +18,7 @@ from fedkron.edge.manifest import read_manifest, verify_files
 from fedkron.edge.runtime import Bundle
 from fedkron.exchange import load_adapter, load_head
 from fedkron.ledger import totals
-from fedkron.rundir import ADAPTER, HEAD, NODES
+from fedkron.rundir import ADAPTER, HEAD, NODES, OUTCOME, ROUNDS, SETTINGS
 from fedkron.runlog import read_run
 
 PUBLISH, LIST, VERIFY, PULL = map(Command, ("publish", "list", "verify", "pull"))
@@ -75,6 +75,22 @@ def test_what_a_run_says_is_published(finished: Finished, tmp_path: Path, capsys
         {"name": "zoo", "release": 1, "sha256": made["sha256"]}
     ]
     assert "zoo@2" in LIST.output_of(capsys, store)
+
+
+def test_what_privacy_has_cost_is_published(finished: Finished, tmp_path: Path, capsys: Capture) -> None:
+    run, store = shutil.copytree(finished.run, tmp_path / "run"), tmp_path / "store"
+    config = json.loads((run / SETTINGS).read_text())
+    (run / SETTINGS).write_text(json.dumps({**config, "privacy.kind": "central"}))
+    *before, last = (run / ROUNDS).read_text().splitlines()
+    spent = {"epsilon": 3.5, "delta": 1e-5, "rounds": 2, "clipping_norm": 1.0}
+    lines = [*before, json.dumps(json.loads(last) | {"privacy": spent})]
+    (run / ROUNDS).write_text("\n".join(lines) + "\n")
+    PUBLISH.output_of(capsys, run, store, "--name", "zoo", *LICENCE)
+    checked = VERIFY.facts_of(capsys, store, "zoo")
+    assert checked["privacy"] == {"kind": "central", "epsilon": 3.5, "delta": 1e-5, "rounds": 2}
+    (run / OUTCOME).write_text('{"status": "failed", "error": "too few nodes"}')
+    assert "too few nodes" in PUBLISH.error_of(capsys, run, store, "--name", "zoo", *LICENCE)
+    PUBLISH.output_of(capsys, run / ADAPTER, store, "--name", "zoo", *LICENCE)
 
 
 def test_the_card_is_one_that_the_hub_reads(finished: Finished, tmp_path: Path, capsys: Capture) -> None:
@@ -192,7 +208,8 @@ def test_an_older_release_needs_to_be_named(finished: Finished, tmp_path: Path, 
         PULL.output_of(capsys, store, "zoo", *place, *trust)
     (store / "adapters/zoo/2.json").unlink()
     for place in places:
-        assert "the latest on offer is 1" in PULL.error_of(capsys, store, "zoo", *place, *trust)
+        for latest in ("zoo", "zoo@latest"):
+            assert "the latest on offer is 1" in PULL.error_of(capsys, store, latest, *place, *trust)
         PULL.output_of(capsys, store, "zoo@1", *place, *trust)
     # What is exported over it is not the publication any more.
     head = heads_of(finished.run)["animals"]

@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(url, 409)
             return
         self.server.commit(repository, {".gitattributes": b""})
-        (self.server.root / repository / "private").write_text(str(wanted.get("private")))
+        (self.server.root / repository / "visibility").write_text(wanted.get("visibility", "public"))
         self._json(url)
 
     def _commit(self, repository: str, lines: list[dict[str, Any]]) -> None:

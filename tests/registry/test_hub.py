@@ -45,7 +45,7 @@ def test_one_commit_has_all_files_and_the_next_one_replaces_them(
     ready = prepared(tmp_path / "one", 1)
     pushed = push(api, "me/Film", ready, KEY, private=True)
     assert pushed.commit == f"{hub.url}/me/Film/commit/{hub.head('me/Film')}"
-    assert (hub.root / "me/Film/private").read_text() == "True"
+    assert (hub.root / "me/Film/visibility").read_text() == "private"
     assert len([request for request in hub.requests if "/commit/" in request]) == 1
     there = files_in(hub.files("me/Film"))
     expected = {item.file.path: item.data for item in ready.contents}
