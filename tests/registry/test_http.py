@@ -22,8 +22,8 @@ def test_a_store_and_a_single_publication_are_read_over_http(web: str, tmp_path:
     found = find(storage, reference("film"))
     assert found.signed == signed
     folder = pull_to_folder(Order(found, is_exact=False), tmp_path / "pulled")
-    np_state = load_adapter(folder / "adapter.safetensors").state
-    assert all((np_state[name] == values).all() for name, values in adapter(2).state.items())
+    pulled = load_adapter(folder / "adapter.safetensors").state
+    assert all((pulled[name] == values).all() for name, values in adapter(2).state.items())
     assert find_single(open_storage(f"{web}/pulled")).signed == signed
 
 

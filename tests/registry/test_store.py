@@ -8,9 +8,11 @@ import sys
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from registry_cases import (
+    CONDITIONS,
     KEY,
     OTHER_KEY,
     adapter,
@@ -22,10 +24,11 @@ from registry_cases import (
 )
 
 from fedkron.errors import ExchangeError
-from fedkron.exchange import load_adapter, save_adapter
+from fedkron.exchange import load_adapter, on_folded_base, save_adapter, save_terms
 from fedkron.registry.fetch import fetch
 from fedkron.registry.listing import Filter, Listed, listed
-from fedkron.registry.publish import publish
+from fedkron.registry.material import Choice, material
+from fedkron.registry.publish import prepare, publish
 from fedkron.registry.storage import Storage, open_storage
 from fedkron.registry.store import Release, find, reference, releases
 
@@ -275,6 +278,21 @@ def test_each_change_of_a_stored_byte_is_found(one: tuple[Path, Storage], tmp_pa
             fetched(storage, tmp_path / "fetched")
         path.write_bytes(content)
     fetched(storage, tmp_path / "fetched")
+
+
+def test_terms_go_with_the_adapter_that_needs_them(tmp_path: Path) -> None:
+    terms = [{"dense/0.A": np.ones((2, 2), np.float32)}, {"dense/0.A": np.zeros((2, 2), np.float32)}]
+    file, _ = written(tmp_path / "files")
+    save_adapter(file, on_folded_base(adapter(), terms))
+    save_terms(file.with_name("terms.safetensors"), terms)
+    storage = open_storage(str(tmp_path / "store"))
+    publish(storage, prepare(material(file, Choice()), KEY, CONDITIONS), KEY)
+    fetched(storage, tmp_path / "fetched")
+    (found,) = {path.read_bytes() for path in (tmp_path / "fetched").glob("terms.*")}
+    assert found == file.with_name("terms.safetensors").read_bytes()
+    save_terms(file.with_name("terms.safetensors"), terms[:1])
+    with pytest.raises(ExchangeError, match="does not hold them"):
+        material(file, Choice())
 
 
 def test_a_manifest_in_the_place_of_another_is_refused(one: tuple[Path, Storage]) -> None:
