@@ -15,6 +15,7 @@
     ├── SnapshotError   a checkpoint, or a node's kept state, is missing, damaged or of another run
     ├── TaskError       a task's data is missing or malformed
     ├── BundleError     an exported bundle is incomplete, damaged or foreign
+    ├── ExchangeError   a published adapter is missing, altered, not trusted, or cannot be published
     ├── AuditError      an audit log that was altered, or does not fit its run
     ├── SecurityError   a key, share or list of nodes that secure aggregation must not accept
     └── RunError        a federated run could not start, or failed
@@ -82,6 +83,10 @@ class TaskError(FedKronError):
 
 class BundleError(FedKronError):
     """An exported bundle is incomplete, damaged or foreign."""
+
+
+class ExchangeError(FedKronError):
+    """A published adapter is missing, damaged, altered or not trusted; or one that cannot be published."""
 
 
 class AuditError(FedKronError):

@@ -8,10 +8,13 @@ from federation_cases import save_tiny_bert, write_choices, write_texts
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _own_audit_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs of the tests sign with a key of their own, not with that of whoever runs them."""
+def _own_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The tests sign, and trust, with keys of their own, not with those of whoever runs them."""
+    keys = tmp_path_factory.mktemp("keys")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FEDKRON_AUDIT_KEY", str(tmp_path_factory.mktemp("keys") / "audit-key.pem"))
+        patch.setenv("FEDKRON_AUDIT_KEY", str(keys / "audit-key.pem"))
+        patch.setenv("FEDKRON_PUBLISHER_KEY", str(keys / "publisher-key.pem"))
+        patch.setenv("FEDKRON_KNOWN_PUBLISHERS", str(keys / "known-publishers"))
         yield
 
 

@@ -22,6 +22,7 @@ DEVICE = {
     "fedkron.edge.onnx_adapter",
     "fedkron.edge.runtime",
     "fedkron.edge.service",
+    "fedkron.registry.pull",
 }
 """What a device may load: `onnxruntime` runs the graphs there, nothing needs `onnx` itself."""
 

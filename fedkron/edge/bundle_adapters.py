@@ -33,13 +33,30 @@ def add_to_bundle(bundle: Path, name: str, adapter: AdapterFile, heads: Sequence
     do not belong together; `AdapterError` for a state that does not fit.
     """
     manifest = read_manifest(bundle)
-    verify_files(bundle, manifest)
-    others = [entry for entry in manifest.adapters if entry.name != name]
-    if name == DEFAULT:
+    check_can_add(manifest, name)
+    return add_device_adapter(
+        bundle, device_adapter(name, adapter, heads, manifest.slot, manifest.hidden_size)
+    )
+
+
+def check_can_add(manifest: Manifest, name: str) -> None:
+    """Raise `BundleError` for the name of the adapter that a bundle was exported with."""
+    if name == DEFAULT and any(entry.name == DEFAULT for entry in manifest.adapters):
         raise BundleError(f"adapter {DEFAULT!r} is that of the export: choose another name")
-    if not heads and GENERATION not in manifest.adapters[0].onnx_adapters:
+
+
+def add_device_adapter(bundle: Path, packed: DeviceAdapter, record: bytes = b"") -> AdapterEntry:
+    """Add an adapter that is encoded for the bundle's slot already, like `add_to_bundle`.
+
+    `record` says where it came from, and is kept beside it. Raises, and changes nothing then, `BundleError`
+    like `add_to_bundle`.
+    """
+    manifest, name = read_manifest(bundle), packed.name
+    verify_files(bundle, manifest)
+    check_can_add(manifest, name)
+    others = [entry for entry in manifest.adapters if entry.name != name]
+    if not packed.heads and GENERATION not in manifest.adapters[0].onnx_adapters:
         raise BundleError("there is no head: an adapter without one answers nothing, give one per task")
-    packed = device_adapter(name, adapter, heads, manifest.slot, manifest.hidden_size)
     check_file_names(list(packed.tasks))
     taken = {file for other in others for file in (other.file, *other.onnx_adapters.values())}
     entry = _files(packed)
@@ -49,15 +66,32 @@ def add_to_bundle(bundle: Path, name: str, adapter: AdapterFile, heads: Sequence
     if shared := sorted(taken.intersection((entry.file, *entry.onnx_adapters.values()))):
         raise BundleError(f"adapter {name!r} would share {shared[0]} with another one: choose another name")
     _write(bundle, packed, entry)
-    written = {file: sha256(bundle / file) for file in (entry.file, *entry.onnx_adapters.values())}
+    new = [entry.file, *entry.onnx_adapters.values()]
+    if record:
+        write_atomically(bundle / _record(entry), record)
+        new.append(_record(entry))
+    written = {file: sha256(bundle / file) for file in new}
     replaced = [old for old in manifest.adapters if old.name == name]
-    gone = {file for old in replaced for file in (old.file, *old.onnx_adapters.values())}
+    gone = {file for old in replaced for file in (old.file, *old.onnx_adapters.values(), _record(old))}
+    gone &= manifest.files.keys()
     files = {file: digest for file, digest in manifest.files.items() if file not in gone} | written
     changed = replace(manifest, adapters=(*others, entry), files=dict(sorted(files.items())))
     write_manifest(bundle, changed)
     for file in gone - written.keys():
         (bundle / file).unlink()
     return entry
+
+
+def record_of(bundle: Path, manifest: Manifest, name: str) -> bytes | None:
+    """Where the adapter of this name came from, as noted when it was added; None where it was not noted."""
+    for entry in manifest.adapters:
+        if entry.name == name and _record(entry) in manifest.files:
+            return (bundle / _record(entry)).read_bytes()
+    return None
+
+
+def _record(entry: AdapterEntry) -> str:
+    return f"{entry.file.removesuffix('.safetensors')}.publication.json"
 
 
 def check_file_names(tasks: Sequence[str]) -> None:
