@@ -21,12 +21,14 @@ from fedkron.commands import (
     report,
     run,
     serve,
+    sweep,
 )
 from fedkron.errors import FedKronError
 
 COMMANDS = (
     run,
     federation,
+    sweep,
     keys,
     report,
     meter,

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from fedkron.errors import RunError
 from fedkron.ledger import Totals
 from fedkron.rundir import AUDIT, LEDGER, ROUNDS
 from fedkron.runlog import RoundFigures, read_outcome, read_rounds
+
+UP, DOWN, BASELINE = range(3)
+"""What is summed up for each round: serialized messages either way, and what LoRA-8 would take."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Follower:
         self._phase: tuple[int, str] | None = None
         self._asked: set[str] = set()
         self._replied: set[str] = set()
-        self._bytes: dict[int, Totals] = {}
+        self._bytes: dict[int, list[int]] = {}
         self._refused: list[str] = []
         self._rounds: tuple[RoundFigures, ...] = ()
         self._rounds_state: tuple[int, ...] | None = None
@@ -86,7 +90,10 @@ class Follower:
         return Standing(
             self._rounds,
             self._phase and Phase(*self._phase, len(self._asked), len(self._replied)),
-            dict(self._bytes),
+            {
+                round_: Totals(message_up=sums[UP], message_down=sums[DOWN], baseline=sums[BASELINE])
+                for round_, sums in self._bytes.items()
+            },
             tuple(self._refused),
             outcome.get("status"),
         )
@@ -100,26 +107,21 @@ class Follower:
             if state != self._rounds_state:
                 self._rounds, self._rounds_state = read_rounds(self._folder), state
 
-    def _enter(self, row: dict[str, object]) -> None:
+    def _enter(self, row: dict[str, Any]) -> None:
         if "format" in row:
             return
-        round_, node, up = int(str(row["round"])), str(row["node"]), row["direction"] == "up"
-        message, baseline = int(str(row["message_bytes"])), int(str(row["baseline_bytes"]))
-        before = self._bytes.get(round_, Totals())
-        self._bytes[round_] = replace(
-            before,
-            message_up=before.message_up + message * up,
-            message_down=before.message_down + message * (not up),
-            baseline=before.baseline + baseline,
-        )
-        phase = (round_, str(row["phase"]))
+        round_, node, up = row["round"], row["node"], row["direction"] == "up"
+        sums = self._bytes.setdefault(round_, [0, 0, 0])
+        sums[UP if up else DOWN] += row["message_bytes"]
+        sums[BASELINE] += row["baseline_bytes"]
+        phase = (round_, row["phase"])
         if phase != self._phase:
             self._phase, self._asked, self._replied = phase, set(), set()
         (self._replied if up else self._asked).add(node)
 
-    def _enter_refusal(self, entry: dict[str, object]) -> None:
-        fields = entry["fields"]
-        if entry["event"] == "refused" and isinstance(fields, dict):
+    def _enter_refusal(self, entry: dict[str, Any]) -> None:
+        if entry["event"] == "refused":
+            fields = entry["fields"]
             self._refused.append(f"round {fields['round']}: {fields['reason']}")
 
 

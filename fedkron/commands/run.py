@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -24,7 +24,7 @@ from fedkron.commands.progress import (
     is_live,
     progress_for,
 )
-from fedkron.commands.runconfig import flattened, read_run_config, read_toml
+from fedkron.commands.runconfig import as_toml, flattened, read_run_config, read_toml
 from fedkron.demo import DEMO_TASKS, resolve_task
 from fedkron.errors import ConfigError, RunError, TaskError
 from fedkron.exchange import load_snapshot, write_atomically
@@ -262,15 +262,20 @@ def read_settings(app_folder: Path, run_configs: Sequence[str]) -> Settings:
     The run gets a name if it has none. Raises `ConfigError` for anything that cannot be read or is not a
     setting.
     """
-    pyproject = app_folder / "pyproject.toml"
-    if not pyproject.is_file():
-        raise ConfigError(f"{app_folder.resolve()} has no pyproject.toml: give the folder of a fedkron app")
-    app = read_toml(pyproject).get("tool", {}).get("flwr", {}).get("app", {})
-    config = flattened(app.get("config", {}))
+    config = app_config(app_folder)
     for text in run_configs:
         config |= read_run_config(text)
     config["run-name"] = config.get("run-name") or f"{datetime.now():%Y%m%d-%H%M%S}"
     return Settings.from_run_config(config)
+
+
+def app_config(app_folder: Path) -> dict[str, Any]:
+    """The run config in an app's pyproject.toml. Raises `ConfigError` where there is none."""
+    pyproject = app_folder / "pyproject.toml"
+    if not pyproject.is_file():
+        raise ConfigError(f"{app_folder.resolve()} has no pyproject.toml: give the folder of a fedkron app")
+    app = read_toml(pyproject).get("tool", {}).get("flwr", {}).get("app", {})
+    return flattened(app.get("config", {}))
 
 
 def resumed_settings(folder: Path, run_configs: Sequence[str]) -> tuple[Settings, int | None]:
@@ -297,13 +302,9 @@ def resumed_settings(folder: Path, run_configs: Sequence[str]) -> tuple[Settings
 
 @contextmanager
 def _run_config_file(settings: Settings) -> Iterator[Path]:
-    # JSON's strings, numbers and booleans are valid TOML, except for escaped surrogates.
-    lines = [
-        f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in run_config(settings).items()
-    ]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run-config.toml"
-        file.write_text("\n".join(lines), encoding="utf-8")
+        file.write_text(as_toml(run_config(settings)), encoding="utf-8")
         yield file
 
 
