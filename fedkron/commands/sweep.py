@@ -35,8 +35,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "sweep",
         help="run a grid of settings, and make one table of it",
         description="Run every combination of the settings in a file, each as a `fedkron run` of its own, as "
-        "many at once as cores and memory allow. The same command again goes on where it stopped: what is done "
-        "is kept, what was cut off goes on after its last finished round. docs/sweeps.md explains the file.",
+        "many at once as cores and memory allow. The same command again goes on where it stopped: what is "
+        "done is kept, what was cut off goes on after its last finished round. docs/sweeps.md explains the "
+        "file.",
     )
     parser.add_argument(
         "file", type=Path, metavar="FILE.toml", help="[run], [grid], [[exclude]], [[include]]"
@@ -88,7 +89,7 @@ def sweep(options: argparse.Namespace) -> int:
 def _run_missing(grid: Grid, journal: Journal, options: argparse.Namespace) -> None:
     from fedkron.sweep.processes import end_rest, marked
     from fedkron.sweep.table import Tables
-    from fedkron.sweep.workers import as_many_as_fit, exactly, run_cells
+    from fedkron.sweep.workers import as_many_as_fit, exactly, fedkron_run, run_cells
 
     # A sweep that was killed could not end its runs.
     end_rest([process for left in marked(journal.folder / RUNS).values() for process in left])
@@ -101,7 +102,8 @@ def _run_missing(grid: Grid, journal: Journal, options: argparse.Namespace) -> N
     slots = exactly(options.jobs) if options.jobs else as_many_as_fit(missing, journal)
     progress = _progress_of(options, len(grid.cells), len(grid.cells) - len(missing))
     with interruptible(), progress:
-        run_cells(missing, journal, options.app, slots=slots, watcher=progress, after_each=tables.write)
+        command = fedkron_run(options.app)
+        run_cells(missing, journal, command, slots=slots, watcher=progress, after_each=tables.write)
 
 
 def _progress_of(options: argparse.Namespace, total: int, done: int) -> SweepProgress:

@@ -108,7 +108,8 @@ class Journal:
         try:
             for line in whole.splitlines():
                 entry: dict[str, Any] = json.loads(line)
-                self._states[entry.pop("cell")] = State(**entry)
+                name = entry.pop("cell")
+                self._states[name] = State(**entry)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise RunError(f"{self._path} is not the journal of a sweep: {error}") from error
         if whole != content:

@@ -61,6 +61,9 @@ class Watcher(Protocol):
         """A cell is completed or has failed."""
 
 
+Command = Callable[[Cell, Journal, int], Sequence[str]]
+"""The words of a program that runs a cell on so many cores, and writes to its run folder."""
+
 Slots = Callable[[Sequence[Job], int], int]
 """How many cells may run at once, given those that do, and how many wait."""
 
@@ -94,7 +97,7 @@ def as_many_as_fit(cells: Sequence[Cell], journal: Journal) -> Slots:
 def run_cells(
     cells: Sequence[Cell],
     journal: Journal,
-    app: Path,
+    command: Command,
     *,
     slots: Slots,
     watcher: Watcher,
@@ -109,7 +112,7 @@ def run_cells(
     try:
         while waiting or running:
             while waiting and len(running) < (allowed := slots(running, len(waiting))):
-                running.append(_start(waiting.pop(0), journal, app, cores() // allowed))
+                running.append(_start(waiting.pop(0), journal, command, cores() // allowed))
                 watcher.started(running[-1].cell)
             time.sleep(POLL_SECONDS)
             if time.monotonic() - looked > MEMORY_SECONDS:
@@ -135,24 +138,37 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _start(cell: Cell, journal: Journal, app: Path, share: int) -> Job:
-    run, simulation = journal.run_folder(cell), cell.simulation
-    command = [sys.executable, "-m", "fedkron.cli", "run", str(app.absolute()), "--quiet", "--json"]
-    command += ["--nodes", str(simulation.nodes), "--cpus-per-node", str(simulation.cpus_per_node)]
-    command += ["--gpus-per-node", str(simulation.gpus_per_node)]
-    command += ["--cpus", str(max(share, simulation.cpus_per_node))]
-    if (run / CHECKPOINT).exists():
-        command += ["--resume", str(run)]
-    else:
-        shutil.rmtree(run, ignore_errors=True)  # no round was finished: nothing is lost
-        config = run_config(cell.settings) | {"output-dir": str(run.parent), "run-name": run.name}
-        file = journal.folder / CONFIGS / f"{cell.name}.toml"
-        write_atomically(file, as_toml(config).encode())
-        command += ["--run-config", str(file)]
+def fedkron_run(app: Path) -> Command:
+    """Cells run by `fedkron run` on the app in a folder: from the start, or after the last finished round."""
+
+    def command(cell: Cell, journal: Journal, share: int) -> list[str]:
+        run, simulation = journal.run_folder(cell), cell.simulation
+        options = ["--quiet", "--json", "--nodes", str(simulation.nodes)]
+        options += ["--cpus-per-node", str(simulation.cpus_per_node)]
+        options += ["--gpus-per-node", str(simulation.gpus_per_node)]
+        options += ["--cpus", str(max(share, simulation.cpus_per_node))]
+        if (run / CHECKPOINT).exists():
+            options += ["--resume", str(run)]
+        else:
+            config = run_config(cell.settings) | {"output-dir": str(run.parent), "run-name": run.name}
+            file = journal.folder / CONFIGS / f"{cell.name}.toml"
+            write_atomically(file, as_toml(config).encode())
+            options += ["--run-config", str(file)]
+        return [sys.executable, "-m", "fedkron.cli", "run", str(app.absolute()), *options]
+
+    return command
+
+
+def _start(cell: Cell, journal: Journal, command: Command, share: int) -> Job:
+    run = journal.run_folder(cell)
+    if not (run / CHECKPOINT).exists():  # no round was finished: nothing is lost
+        shutil.rmtree(run, ignore_errors=True)
+    words = command(cell, journal, share)
     # As many threads as a node has cores, however many cells run: how they add up must not depend on that.
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(simulation.cpus_per_node)}
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(cell.simulation.cpus_per_node)}
+    follower = Follower(run)
     journal.started(cell)
-    return Job(cell, spawn(command, run, journal.log_file(cell), environment), Follower(run))
+    return Job(cell, spawn(words, run, journal.log_file(cell), environment), follower)
 
 
 def _measure(running: Sequence[Job], runs: Path) -> None:
