@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,9 +102,18 @@ def _run_missing(grid: Grid, journal: Journal, options: argparse.Namespace) -> N
         return
     slots = exactly(options.jobs) if options.jobs else as_many_as_fit(missing, journal)
     progress = _progress_of(options, len(grid.cells), len(grid.cells) - len(missing))
-    with interruptible(), progress:
+    with interruptible(), _advice_when_interrupted(), progress:
         command = fedkron_run(options.app)
         run_cells(missing, journal, command, slots=slots, watcher=progress, after_each=tables.write)
+
+
+@contextmanager
+def _advice_when_interrupted() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("fedkron sweep: the same command goes on where this one stopped", file=sys.stderr)
+        raise
 
 
 def _progress_of(options: argparse.Namespace, total: int, done: int) -> SweepProgress:

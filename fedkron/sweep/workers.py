@@ -43,9 +43,16 @@ class Job:
     process: subprocess.Popen[bytes]
     follower: Follower
     began: float = field(default_factory=time.monotonic)
+    first_round: int = 1
     standing: Standing = field(default_factory=Standing)
     memory: int = 0
     peak: int = 0
+
+    @property
+    def has_shown_its_size(self) -> bool:
+        """Whether a round was finished since it began: it has loaded and trained everything by then."""
+        phase, rounds = self.standing.phase, self.standing.rounds
+        return phase is not None and bool(rounds) and rounds[-1].round >= self.first_round
 
 
 class Watcher(Protocol):
@@ -83,7 +90,7 @@ def as_many_as_fit(cells: Sequence[Cell], journal: Journal) -> Slots:
         most = 1
 
     def slots(running: Sequence[Job], waiting: int) -> int:
-        largest = max([journal.peak_bytes(), *(job.peak for job in running if job.standing.rounds)])
+        largest = max([journal.peak_bytes(), *(job.peak for job in running if job.has_shown_its_size)])
         if not largest:
             return 1
         expected = SPARE * largest
@@ -168,7 +175,8 @@ def _start(cell: Cell, journal: Journal, command: Command, share: int) -> Job:
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": str(cell.simulation.cpus_per_node)}
     follower = Follower(run)
     journal.started(cell)
-    return Job(cell, spawn(words, run, journal.log_file(cell), environment), follower)
+    process = spawn(words, run, journal.log_file(cell), environment)
+    return Job(cell, process, follower, first_round=len(follower.look().rounds) + 1)
 
 
 def _measure(running: Sequence[Job], runs: Path) -> None:

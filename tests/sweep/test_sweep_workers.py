@@ -10,7 +10,7 @@ import psutil
 import pytest
 from sweep_cases import cells_of, copying
 
-from fedkron.follow import Follower, Standing
+from fedkron.follow import Follower, Phase, Standing
 from fedkron.runlog import read_rounds
 from fedkron.sweep.grid import Cell
 from fedkron.sweep.journal import COMPLETED, FAILED, INTERRUPTED, RUNS, Journal, State
@@ -126,15 +126,16 @@ def job(finished_run: Path, tmp_path: Path) -> Job:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     cell = cells_of(finished_run, {})[0]
-    return Job(cell, process, Follower(tmp_path), standing=Standing(read_rounds(finished_run)))
+    standing = Standing(read_rounds(finished_run)[:1], Phase(2, "train", 2, 0))
+    return Job(cell, process, Follower(tmp_path), standing=standing)
 
 
 def test_the_first_cell_runs_alone_until_it_is_known_what_it_takes(job: Job, tmp_path: Path) -> None:
     slots = as_many_as_fit([job.cell] * 9, Journal(tmp_path))
     job.peak = job.memory = 1 << 20
-    rounds, job.standing = job.standing, Standing()
+    job.first_round = 2  # it has been gone on with: nothing is known of its memory yet
     assert slots([job], 8) == 1
-    job.standing = rounds
+    job.first_round = 1
     assert slots([job], 8) == min(cores(), 9)
     assert slots([job], 0) == 1
 
