@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +73,7 @@ def sweep(options: argparse.Namespace) -> int:
 
     if options.jobs is not None and options.jobs < 1:
         raise ConfigError(f"--jobs is {options.jobs}: it must be at least 1")
-    grid = read_grid(options.file, app_config(options.app))
-    cells = tuple(replace(cell, settings=localized(cell.settings)) for cell in grid.cells)
-    grid = replace(grid, cells=cells)
+    grid = read_grid(options.file, app_config(options.app), localized)
     folder = (options.output_dir / (options.name or options.file.stem)).expanduser().absolute()
     if options.dry_run:
         _show_plan(grid, Journal(folder), options)

@@ -26,13 +26,13 @@ import hashlib
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fedkron.commands.runconfig import flattened, read_toml
-from fedkron.errors import ConfigError
+from fedkron.errors import ConfigError, FedKronError
 from fedkron.settings import Settings, run_config
 
 Values: TypeAlias = "Mapping[str, Any]"
@@ -74,8 +74,9 @@ class Grid:
     keys: tuple[str, ...]
 
 
-def read_grid(file: Path, defaults: Values) -> Grid:
-    """The cells of a sweep file, on top of an app's own run config, each checked.
+def read_grid(file: Path, defaults: Values, localize: Callable[[Settings], Settings]) -> Grid:
+    """The cells of a sweep file, on top of an app's own run config, each checked. `localize` makes of their
+    settings what they are on this machine, and may raise a `FedKronError`; names do not depend on it.
 
     Raises `ConfigError` that names all that is wrong with the file.
     """
@@ -88,7 +89,8 @@ def read_grid(file: Path, defaults: Values) -> Grid:
         *(cell for table in _tables(content, "include", file) for cell in expanded(table)),
     ]
     keys = tuple(dict.fromkeys(key for values in combinations for key in values))
-    return Grid(_checked([common | values for values in combinations], keys, file), keys)
+    configs = [common | values for values in combinations]
+    return Grid(_checked(configs, keys, localize, file), keys)
 
 
 def expanded(table: Values) -> list[dict[str, Any]]:
@@ -136,14 +138,17 @@ def _left(combinations: Sequence[dict[str, Any]], exclusions: Sequence[Values]) 
             raise ConfigError(f"[[exclude]] {table} fits no cell: it can name keys and values of [grid] only")
 
 
-def _checked(configs: Sequence[Values], keys: Sequence[str], file: Path) -> tuple[Cell, ...]:
+def _checked(
+    configs: Sequence[Values], keys: Sequence[str], localize: Callable[[Settings], Settings], file: Path
+) -> tuple[Cell, ...]:
     cells: dict[str, Cell] = {}
     errors: dict[str, list[str]] = {}
     for config in configs:
         varied = {key: config[key] for key in keys if key in config}
         try:
             cell = _cell(config, keys)
-        except ConfigError as error:
+            cell = replace(cell, settings=localize(cell.settings))
+        except FedKronError as error:
             errors.setdefault(str(error), []).append(_described(varied) or "the only cell")
         else:
             cells.setdefault(cell.name, cell)

@@ -111,7 +111,7 @@ def run_cells(
     after_each: Callable[[], object],
 ) -> None:
     """Run cells to their ends; what comes of each is in the journal, then `after_each` is called. When
-    interrupted, all of them are ended, and can be gone on with.
+    interrupted, all of them are ended, and can be gone on with; it is called once more.
     """
     waiting, running = list(cells), list[Job]()
     runs = journal.run_folder(cells[0]).parent
@@ -137,6 +137,7 @@ def run_cells(
         end([job.process for job in running], runs)
         for job in running:
             journal.ended(job.cell, INTERRUPTED, time.monotonic() - job.began, job.peak, None)
+        after_each()
         raise
 
 

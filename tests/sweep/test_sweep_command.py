@@ -1,7 +1,6 @@
 """`fedkron sweep` where nothing has to run: what it lists, keeps and refuses."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,7 @@ def sweep(file: Path, *options: str) -> int:
 
 
 def cells_in(file: Path) -> list[Cell]:
-    return [replace(c, settings=localized(c.settings)) for c in read_grid(file, app_config(ROOT)).cells]
+    return list(read_grid(file, app_config(ROOT), localized).cells)
 
 
 def test_a_dry_run_lists_the_cells_with_their_bytes_and_runs_nothing(
@@ -114,7 +113,10 @@ def test_two_sweeps_do_not_write_to_one_folder(file: Path, capsys: Capture) -> N
     ("change", "words"),
     [
         (("seed = [0, 1]", 'seed = ["a"]'), "2 of 2 cells cannot run"),
-        (('tasks = "', 'tasks = "no/such/folder,'), "no/such/folder does not exist"),
+        (
+            ('tasks = "', 'tasks = "no/such/folder,'),
+            "4 of 4 cells cannot run:\n  task folder no/such/folder does not exist",
+        ),
     ],
 )
 def test_nothing_is_written_for_a_file_that_is_wrong(

@@ -9,10 +9,14 @@ from hypothesis import strategies as st
 
 from fedkron.commands.run import app_config, read_settings
 from fedkron.errors import ConfigError
-from fedkron.settings import run_config
+from fedkron.settings import Settings, run_config
 from fedkron.sweep.grid import expanded, read_grid
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def as_it_is(settings: Settings) -> Settings:
+    return settings
 
 
 def grid_file(folder: Path, text: str) -> Path:
@@ -59,7 +63,7 @@ def test_cells_are_the_settings_that_a_run_with_these_values_would_have(tmp_path
         nodes = [4, 8]
         """,
     )
-    grid = read_grid(file, app_config(ROOT))
+    grid = read_grid(file, app_config(ROOT), as_it_is)
     assert grid.keys == ("adapter.kind", "seed", "nodes")
     wanted = list(itertools.product(["kron_lora", "lora"], [0, 1], [4, 8]))
     assert [tuple(cell.varied.values()) for cell in grid.cells] == wanted
@@ -75,7 +79,7 @@ def test_names_depend_on_a_cells_own_settings_and_on_nothing_else(
     tmp_path: Path,
 ) -> None:
     def names(text: str) -> set[str]:
-        return {cell.name for cell in read_grid(grid_file(tmp_path, text), app_config(ROOT)).cells}
+        return {cell.name for cell in read_grid(grid_file(tmp_path, text), app_config(ROOT), as_it_is).cells}
 
     small = names("[grid]\nseed = [0, 1]")
     assert small < names("[grid]\nseed = [0, 1, 2]")
@@ -104,7 +108,7 @@ def test_excluded_cells_are_left_out_and_included_ones_added_once(tmp_path: Path
     )
     found = [
         (cell.varied["adapter.kind"], cell.varied["codec.upload"], cell.varied["adapter.rank"])
-        for cell in read_grid(file, app_config(ROOT)).cells
+        for cell in read_grid(file, app_config(ROOT), as_it_is).cells
     ]
     assert found == [
         ("kron_lora", "fp32", 8),
@@ -127,7 +131,7 @@ def test_all_that_is_wrong_is_named_at_once_with_its_cells(tmp_path: Path) -> No
         """,
     )
     with pytest.raises(ConfigError) as caught:
-        read_grid(file, app_config(ROOT))
+        read_grid(file, app_config(ROOT), as_it_is)
     head, *lines = str(caught.value).splitlines()
     assert head.endswith("4 of 6 cells cannot run:")
     assert len(lines) == 2
@@ -157,9 +161,9 @@ def test_all_that_is_wrong_is_named_at_once_with_its_cells(tmp_path: Path) -> No
 )
 def test_a_file_that_cannot_be_meant_is_refused(text: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"mine\.toml|key|list|exclude|twice") as caught:
-        read_grid(grid_file(tmp_path, text), app_config(ROOT))
+        read_grid(grid_file(tmp_path, text), app_config(ROOT), as_it_is)
     assert words in str(caught.value)
 
 
 def test_the_example_is_valid() -> None:
-    assert len(read_grid(ROOT / "simulations" / "sweep.toml", app_config(ROOT)).cells) == 8
+    assert len(read_grid(ROOT / "simulations" / "sweep.toml", app_config(ROOT), as_it_is).cells) == 8
