@@ -13,6 +13,7 @@ from fedkron.commands.run import app_config, localized
 from fedkron.runlog import read_run
 from fedkron.sweep.grid import Cell, read_grid
 from fedkron.sweep.journal import COMPLETED, FAILED, LOCK, Journal
+from fedkron.sweep.processes import spawn
 
 ROOT = Path(__file__).resolve().parents[2]
 Capture = pytest.CaptureFixture[str]
@@ -100,6 +101,24 @@ def test_a_file_that_asks_for_less_leaves_the_other_cells_alone(
     assert sweep(file) == 0
     assert "Not in the file any more, and left as they are: 2 cells" in capsys.readouterr().out
     assert all(journal.run_folder(cell).exists() for cell in cells)
+
+
+def test_what_a_killed_sweep_has_left_running_is_ended(file: Path, finished_run: Path) -> None:
+    cells = cells_in(file)
+    journal = Journal(file.parent / "grid")
+    for cell in cells:
+        put(finished_run, cell, journal)
+    run, log = journal.run_folder(cells[0]), journal.log_file(cells[0])
+    orphan = spawn(["sleep", "60"], run, log, {})
+    stranger = spawn(["sleep", "60"], file.parent / "other", log, {})
+    try:
+        assert sweep(file) == 0
+        assert orphan.poll() is not None
+        assert stranger.poll() is None
+    finally:
+        orphan.kill()
+        stranger.kill()
+        stranger.wait()
 
 
 def test_two_sweeps_do_not_write_to_one_folder(file: Path, capsys: Capture) -> None:
