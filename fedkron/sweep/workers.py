@@ -132,6 +132,7 @@ def run_cells(
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
                 watcher.ended(job.cell, _finish(job, journal))
+                watcher.running(running)
                 after_each()
     except BaseException:
         end([job.process for job in running], runs)
