@@ -25,6 +25,7 @@ from fedkron.commands import (
     report,
     run,
     serve,
+    sweep,
     verify,
 )
 from fedkron.errors import FedKronError
@@ -32,6 +33,7 @@ from fedkron.errors import FedKronError
 COMMANDS = (
     run,
     federation,
+    sweep,
     keys,
     report,
     meter,

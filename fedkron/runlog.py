@@ -80,14 +80,26 @@ def read_run(folder: Path) -> RunLog:
         raise RunError(f"{folder} is not a run folder: there is no {SETTINGS} in it")
     try:
         settings = Settings.from_run_config(_json(folder / SETTINGS))
-        outcome = _json(folder / OUTCOME)
+        outcome = read_outcome(folder)
         transfers = tuple(read_ledger(folder / LEDGER)) if _has_content(folder / LEDGER) else ()
-        rounds = tuple(_figures(line) for line in _lines(folder / ROUNDS))
+        rounds = read_rounds(folder)
         return RunLog(folder, settings, rounds, transfers, outcome.get("status"), outcome.get("error"))
     except FedKronError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise RunError(f"run folder {folder} is damaged: {error!r}") from error
+
+
+def read_rounds(folder: Path) -> tuple[RoundFigures, ...]:
+    """The finished rounds in a run folder. Raises `LookupError`, `TypeError` or `ValueError` for a damaged
+    file.
+    """
+    return tuple(_figures(line) for line in _lines(folder / ROUNDS))
+
+
+def read_outcome(folder: Path) -> dict[str, str]:
+    """How the run in a folder ended: `status` and, where it failed, `error`; empty while it goes on."""
+    return _json(folder / OUTCOME)
 
 
 def _has_content(path: Path) -> bool:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers.utils.logging import disable_progress_bar
 
-from fedkron.commands.federation import interruptible
+from fedkron.commands.interruption import interruptible
 from fedkron.errors import FedKronError
 from simulations.chaos_study.dropouts import random_dropouts
 from simulations.chaos_study.full_disk import NAME as DISK_FULL

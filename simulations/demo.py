@@ -19,7 +19,8 @@ from typing import Any
 from rich.console import Console
 
 from fedkron.commands.export import agreement_table, export_bundle
-from fedkron.commands.run import federate, localized, progress_for, read_settings
+from fedkron.commands.progress import progress_for
+from fedkron.commands.run import federate, localized, read_settings
 from fedkron.demo import prepare_demo
 from fedkron.edge.runtime import Bundle
 from fedkron.errors import FedKronError, RunError
@@ -82,7 +83,9 @@ def run_demo(output_dir: Path, *, quick: bool, console: Console) -> dict[str, An
     simulation = f"num-supernodes={sites} client-resources-num-cpus=1"
     # torch and the exporter take seconds to import: do it while the federation starts.
     Thread(target=import_module, args=("fedkron.edge.check",), daemon=True).start()
-    log = federate(ROOT, settings, simulation, progress_for(console, settings), link=private_superlink())
+    log = federate(
+        ROOT, settings, simulation, progress_for(console, settings, sites), link=private_superlink()
+    )
     if log is None:
         raise RunError(f"the run completed, but wrote nothing to {output_dir / name}")
     show(log, console)

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 
-from rich.console import Console
-
-from fedkron.commands.progress import NoProgress
+from fedkron.commands.interruption import interruptible
 from fedkron.commands.run import (
     add_run_options,
     asked_settings,
@@ -19,14 +16,12 @@ from fedkron.commands.run import (
     free_run_folder,
     localized,
     print_result,
-    progress_for,
+    progress_of,
 )
 from fedkron.demo import resolve_task
 from fedkron.errors import ConfigError, RunError
 from fedkron.rundir import LOGS
 from fedkron.settings import Settings
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -52,7 +47,7 @@ def federation(options: argparse.Namespace) -> int:
     if nodes < 1:
         raise ConfigError(f"--nodes is {nodes}: it must be at least 1")
     folder = free_run_folder(settings)
-    progress = NoProgress() if options.quiet else progress_for(Console(stderr=True), settings)
+    progress = progress_of(options, settings, nodes)
     say = (lambda _: None) if options.quiet else _say
     configs = node_configs(settings, nodes)
     say(f"starting a SuperLink and {nodes} SuperNodes; their logs are in {folder / LOGS}")
@@ -77,23 +72,6 @@ def node_configs(settings: Settings, nodes: int) -> Sequence[str]:
         task = f" task={json.dumps(own, ensure_ascii=False)}" if dealt.count(source) == 1 else ""
         configs.append(f"partition-id={number} num-partitions={nodes}{task}")
     return configs
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """The first signal to end interrupts, so that everything is put away; later ones do not disturb that."""
-
-    def interrupt(*_: object) -> None:
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say(line: str) -> None:

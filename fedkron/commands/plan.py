@@ -6,12 +6,11 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from fedkron.compression import HEADER_SIZE, codec, encode_vector, payload_sizes
+from fedkron.estimate import payload_bytes
 from fedkron.kinds import ADAPTER_KINDS
 from fedkron.layout import AdapterLayout
 from fedkron.ledger import BASELINE_RANK
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from fedkron.adapters import AdapterSpec
 
 
-SAMPLE = 1 << 18
 CODECS = ("fp32", "fp16", "int8", "int4", "ecsq", "sign")
 """Codecs whose bytes the plan shows."""
 
@@ -90,22 +88,11 @@ def _facts(base: str, layouts: dict[str, AdapterLayout]) -> dict[str, Any]:
         "kinds": {
             kind: {
                 "parameters": candidate.size,
-                "payload_bytes": {name: _payload_bytes(candidate, name) for name in CODECS},
+                "payload_bytes": {name: payload_bytes(candidate, name) for name in CODECS},
             }
             for kind, candidate in layouts.items()
         },
     }
-
-
-def _payload_bytes(layout: AdapterLayout, name: str) -> int:
-    """Bytes of one payload; where the content decides, what normally distributed updates take."""
-    sizes = payload_sizes(layout, codec(name))
-    if len(sizes) == 1:
-        return sizes[0]
-    sample = AdapterLayout.of_arrays({"sample": np.empty(min(layout.size, SAMPLE), np.float32)})
-    update = np.random.default_rng(0).standard_normal(sample.size, np.float32)
-    body = len(encode_vector(update, sample, codec(name), round=1)) - HEADER_SIZE
-    return HEADER_SIZE + round(body * layout.size / sample.size)
 
 
 def _show(facts: dict[str, Any], *, list_layers: bool) -> None:

@@ -11,15 +11,24 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from fedkron.commands.progress import LineProgress, NoProgress, Progress, TerminalProgress
-from fedkron.commands.runconfig import flattened, read_run_config, read_toml
+from fedkron.commands.interruption import interruptible
+from fedkron.commands.progress import (
+    JsonProgress,
+    NoProgress,
+    Planned,
+    Progress,
+    is_live,
+    progress_for,
+)
+from fedkron.commands.runconfig import as_toml, flattened, read_run_config, read_toml
 from fedkron.demo import DEMO_TASKS, resolve_task
 from fedkron.errors import ConfigError, RunError, TaskError
 from fedkron.exchange import load_snapshot, write_atomically
+from fedkron.follow import Follower
 from fedkron.report import figures, show
 from fedkron.rundir import CHECKPOINT, FLOWER_LOG, OUTCOME, REPORT, SETTINGS, run_directory
 from fedkron.runlog import RunLog, read_run
@@ -53,6 +62,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--gpus-per-node", type=float, default=0.0, help="GPU share of each simulated node (default: 0)"
     )
     parser.add_argument(
+        "--cpus",
+        type=int,
+        metavar="N",
+        help="CPU cores for all simulated nodes together; as many train at the same time as fit in "
+        "(default: all cores)",
+    )
+    parser.add_argument(
         "--superlink", metavar="NAME", help="run on this SuperLink of your Flower configuration instead"
     )
     parser.set_defaults(command=run)
@@ -80,7 +96,12 @@ def add_run_options(parser: argparse.ArgumentParser, nodes: str) -> None:
     )
     parser.add_argument("-n", "--nodes", type=int, help=nodes)
     parser.add_argument("--quiet", action="store_true", help="no progress, only the result")
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print the result as one JSON object; the progress, on standard error, has then an object per "
+        "line as well, unless that is a terminal",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -93,21 +114,49 @@ def run(options: argparse.Namespace) -> int:
     if options.superlink is None:
         settings = localized(settings)
     nodes = options.nodes or usual or len(settings.task_sources)
-    simulation = (
-        f"num-supernodes={nodes} client-resources-num-cpus={options.cpus_per_node} "
-        f"client-resources-num-gpus={options.gpus_per_node}"
-    )
-    progress = NoProgress() if options.quiet else progress_for(Console(stderr=True), settings)
+    link: AbstractContextManager[Connection]
     if options.superlink is None:
-        log = federate(options.app, settings, simulation, progress, link=private_superlink())
+        progress, link = progress_of(options, settings, nodes), private_superlink()
+        simulation: str | None = simulation_config(options, nodes)
     else:
-        link = nullcontext(Connection(options.superlink, {}))
-        log = federate(options.app, settings, None, progress, link=link)
+        progress = progress_of(options, settings, None)
+        link, simulation = nullcontext(Connection(options.superlink, {})), None
+    with interruptible():
+        log = federate(options.app, settings, simulation, progress, link=link)
     if log is None:
         print(f"The run completed. Its folder, {settings.run_name}, is where the SuperLink runs.")
     else:
         print_result(log, options)
     return 0
+
+
+def simulation_config(options: argparse.Namespace, nodes: int) -> str:
+    """Flower's federation config for so many nodes on this machine.
+
+    Raises `ConfigError` where there are too few cores for one of them.
+    """
+    parts = [
+        f"num-supernodes={nodes}",
+        f"client-resources-num-cpus={options.cpus_per_node}",
+        f"client-resources-num-gpus={options.gpus_per_node}",
+    ]
+    if options.cpus is not None:
+        if options.cpus < options.cpus_per_node:
+            raise ConfigError(
+                f"--cpus is {options.cpus}: a node needs --cpus-per-node = {options.cpus_per_node}"
+            )
+        parts.append(f"init-args-num-cpus={options.cpus}")
+    return " ".join(parts)
+
+
+def progress_of(options: argparse.Namespace, settings: Settings, nodes: int | None) -> Progress:
+    """The progress that the options ask for, on standard error."""
+    if options.quiet:
+        return NoProgress()
+    console = Console(stderr=True)
+    if options.json and not is_live(console):
+        return JsonProgress(console.file, Planned.of(settings, nodes))
+    return progress_for(console, settings, nodes)
 
 
 def asked_settings(options: argparse.Namespace) -> tuple[Settings, int | None]:
@@ -207,27 +256,26 @@ def federate(
     return log
 
 
-def progress_for(console: Console, settings: Settings) -> Progress:
-    """A live bar where there is a terminal, plain lines elsewhere."""
-    rounds = settings.num_server_rounds
-    return TerminalProgress(console, rounds) if console.is_terminal else LineProgress(console.file, rounds)
-
-
 def read_settings(app_folder: Path, run_configs: Sequence[str]) -> Settings:
     """What the app's pyproject.toml says, then each run config (a TOML file, or pairs) on top, checked.
 
     The run gets a name if it has none. Raises `ConfigError` for anything that cannot be read or is not a
     setting.
     """
-    pyproject = app_folder / "pyproject.toml"
-    if not pyproject.is_file():
-        raise ConfigError(f"{app_folder.resolve()} has no pyproject.toml: give the folder of a fedkron app")
-    app = read_toml(pyproject).get("tool", {}).get("flwr", {}).get("app", {})
-    config = flattened(app.get("config", {}))
+    config = app_config(app_folder)
     for text in run_configs:
         config |= read_run_config(text)
     config["run-name"] = config.get("run-name") or f"{datetime.now():%Y%m%d-%H%M%S}"
     return Settings.from_run_config(config)
+
+
+def app_config(app_folder: Path) -> dict[str, Any]:
+    """The run config in an app's pyproject.toml. Raises `ConfigError` where there is none."""
+    pyproject = app_folder / "pyproject.toml"
+    if not pyproject.is_file():
+        raise ConfigError(f"{app_folder.resolve()} has no pyproject.toml: give the folder of a fedkron app")
+    app = read_toml(pyproject).get("tool", {}).get("flwr", {}).get("app", {})
+    return flattened(app.get("config", {}))
 
 
 def resumed_settings(folder: Path, run_configs: Sequence[str]) -> tuple[Settings, int | None]:
@@ -254,13 +302,9 @@ def resumed_settings(folder: Path, run_configs: Sequence[str]) -> tuple[Settings
 
 @contextmanager
 def _run_config_file(settings: Settings) -> Iterator[Path]:
-    # JSON's strings, numbers and booleans are valid TOML, except for escaped surrogates.
-    lines = [
-        f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in run_config(settings).items()
-    ]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run-config.toml"
-        file.write_text("\n".join(lines), encoding="utf-8")
+        file.write_text(as_toml(run_config(settings)), encoding="utf-8")
         yield file
 
 
@@ -272,18 +316,18 @@ def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress)
     from fedkron.flower.superlink import FINISHED
 
     asked = answered = time.monotonic()
+    follower = Follower(folder)
     try:
         while True:
-            log = read_run(folder) if (folder / SETTINGS).exists() else None
-            if log is not None:
-                progress.update(log)
-            ended = log is not None and log.outcome is not None
-            if ended or time.monotonic() - asked > STATUS_POLL_SECONDS:
+            standing = follower.look()
+            progress.update(standing)
+            if standing.outcome is not None or time.monotonic() - asked > STATUS_POLL_SECONDS:
                 asked = time.monotonic()
                 try:
                     status, details = connection.status(run_id)
                     answered = asked
                     if status.startswith(FINISHED):
+                        progress.update(follower.look())  # it may have written more while Flower was asked
                         return status, details
                 except RunError:
                     if asked - answered > SILENCE_SECONDS:

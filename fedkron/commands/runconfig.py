@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Mapping
@@ -58,3 +59,9 @@ def flattened(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         name = f"{prefix}{key}"
         flat |= flattened(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def as_toml(config: Mapping[str, Any]) -> str:
+    """A run config with dotted keys as TOML, a line for each key."""
+    # JSON's strings, numbers and booleans are valid TOML, except for escaped surrogates.
+    return "\n".join(f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in config.items())

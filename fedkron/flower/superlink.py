@@ -22,6 +22,11 @@ from fedkron.errors import RunError
 
 FINISHED = "finished:"
 COMPLETED = "finished:completed"
+SLOW_START, STARTS = "Failed to start local SuperLink within", 4
+"""Flower gives a SuperLink 15 seconds to start, then kills it: too few where other runs keep the cores busy.
+The next attempt finds its files in memory.
+"""
+
 QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "RAY_USAGE_STATS_ENABLED": "0"}
 
 
@@ -37,9 +42,16 @@ class Connection:
         options = ["--run-config", str(run_config)]
         if federation_config:
             options += ["--federation-config", federation_config]
-        answer = self._flwr("run", str(app), *self._names(), *options, "--format", "json")
+        command = ("run", str(app), *self._names(), *options, "--format", "json")
+        done = self._call(*command)
+        for _ in range(STARTS - 1):
+            if SLOW_START not in done.stderr:
+                break
+            done = self._call(*command)
+        answer = _answer(done)
         if not answer.get("run-id"):
-            raise RunError(f"Flower did not start the run: {answer.get('error-message', answer)}")
+            reason = answer.get("error-message") or done.stderr.strip()[-2000:] or answer
+            raise RunError(f"Flower did not start the run: {reason}")
         return int(str(answer["run-id"]))
 
     def status(self, run_id: int) -> tuple[str, str]:
@@ -77,17 +89,7 @@ class Connection:
         return () if self.name is None else (self.name,)
 
     def _flwr(self, *arguments: str) -> dict[str, object]:
-        done = self._call(*arguments)
-        # The JSON object may follow lines meant for people.
-        start = done.stdout.find("{")
-        try:
-            answer = json.loads(done.stdout[start:])
-        except ValueError:
-            raise RunError(
-                f"`flwr {arguments[0]}` failed: {(done.stderr or done.stdout).strip()[-2000:]}"
-            ) from None
-        assert isinstance(answer, dict)
-        return answer
+        return _answer(self._call(*arguments))
 
     def _call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         # The flwr of this very environment, whatever is first on the PATH.
@@ -95,6 +97,18 @@ class Connection:
         return subprocess.run(
             command, env={**os.environ, **self.environment}, capture_output=True, text=True, check=False
         )
+
+
+def _answer(done: subprocess.CompletedProcess[str]) -> dict[str, object]:
+    # The JSON object may follow lines meant for people.
+    start = done.stdout.find("{")
+    try:
+        answer = json.loads(done.stdout[start:])
+    except ValueError:
+        said = (done.stderr or done.stdout).strip()[-2000:]
+        raise RunError(f"`flwr {done.args[3]}` failed: {said}") from None
+    assert isinstance(answer, dict)
+    return answer
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
-from fedkron.commands.federation import interruptible
+from fedkron.commands.interruption import interruptible
 from fedkron.errors import RunError
 from fedkron.exchange import load_adapter
 from fedkron.rundir import ADAPTER

@@ -1,6 +1,7 @@
 """Run configs are read as Flower reads them, except that nothing is dropped in silence."""
 
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedkron.cli import main
 from fedkron.commands.run import read_settings
-from fedkron.commands.runconfig import read_run_config
+from fedkron.commands.runconfig import as_toml, flattened, read_run_config
 from fedkron.errors import ConfigError
 from fedkron.settings import Settings
 
@@ -95,3 +96,18 @@ def test_a_run_folder_is_never_used_twice(tmp_path: Path, capsys: pytest.Capture
 def test_an_app_needs_a_pyproject(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", str(tmp_path)]) == 1
     assert "pyproject.toml" in capsys.readouterr().err
+
+
+def test_a_simulation_gets_no_fewer_cores_than_a_node_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(ROOT), "--cpus", "2", "--cpus-per-node", "3"]) == 1
+    assert "--cpus is 2: a node needs --cpus-per-node = 3" in capsys.readouterr().err
+
+
+@given(st.dictionaries(KEYS, VALUES, max_size=4))
+def test_a_config_written_as_toml_is_read_back(config: dict[str, object]) -> None:
+    assert flattened(tomllib.loads(as_toml(nested_last(config)))) == nested_last(config)
+
+
+def nested_last(config: dict[str, object]) -> dict[str, object]:
+    """Without keys that are a table's name in another one, which no settings have."""
+    return {key: value for key, value in config.items() if not any(k.startswith(f"{key}.") for k in config)}

@@ -158,7 +158,7 @@ def test_an_error_inside_ends_all_of_them(tmp_path: Path) -> None:
 INTERRUPTED = """
 import sys, time
 from pathlib import Path
-from fedkron.commands.federation import interruptible
+from fedkron.commands.interruption import interruptible
 from fedkron.deploy.supervisor import Program, Supervisor
 folder = Path(sys.argv[1])
 with interruptible(), Supervisor(lambda _: None) as supervisor:
