@@ -23,6 +23,7 @@ from fedkron.exchange import Tree
 from fedkron.flower.admission import Origin, check_replies, metrics_of, origin_of
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, GlobalAdapter, MakeAdapter
 from fedkron.flower.introductions import introduce
+from fedkron.flower.node_report import NodeReport, update_norms
 from fedkron.flower.norm_limit import NormLimit
 from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.optimizer_state import optimizer_snapshot, restore_optimizer
@@ -55,7 +56,8 @@ class RoundReport:
     """One round as the server saw it.
 
     `failures` are the reasons, `projection_error` is relative, `groups` says which clients (task-partition)
-    share an adapter, where not all do. `privacy` is what differential privacy has cost, with this round.
+    share an adapter, where not all do. `privacy` is what differential privacy has cost, with this round. `nodes`
+    has each node that was chosen, by its id.
     """
 
     round: int
@@ -65,6 +67,7 @@ class RoundReport:
     projection_error: float | None = None
     groups: dict[str, list[str]] = field(default_factory=dict)
     privacy: Spent | None = None
+    nodes: dict[str, NodeReport] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,6 +192,11 @@ class FedKron(FedAvg):
         self._end_phase("train", valid)
         self._report.projection_error = combined.projection_error
         self._report.trained = self._by_task(valid)
+        norms = update_norms(answers)
+        for reply in valid:
+            node = self._node(reply.metadata.src_node_id)
+            node.examples, node.trained = int(self._weight(reply)), self._metrics(reply)
+            node.update_norm = norms.get(reply.metadata.src_node_id)
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
         arrays = to_arrays(combined.adapter)
         if self._optimizer is not None:
@@ -221,6 +229,8 @@ class FedKron(FedAvg):
         valid = self._admitted(replies, "evaluate", dict.fromkeys(self._expected, ()))
         self._end_phase("evaluate", valid)
         self._report.evaluated = self._by_task(valid)
+        for reply in valid:
+            self._node(reply.metadata.src_node_id).evaluated = self._metrics(reply)
         self._report.groups = self._groups(valid)
         self._on_round(self._report, self.adapters)
         if not valid:
@@ -323,7 +333,16 @@ class FedKron(FedAvg):
         admitted = {origin_of(reply): self._weight(reply) for reply in valid}
         self._on_verdict(Verdict(self._report.round, phase, admitted, dict(self._failed)))
         self._report.failures += self._failed.values()
+        for node, reason in self._failed.items():
+            self._node(node).failures.append(reason)
         self._check_failures(phase)
+
+    def _node(self, node: int) -> NodeReport:
+        """The report on a node, which is begun where there is none yet."""
+        origin = self._origins.get(node, Origin("", 0, node))
+        report = self._report.nodes.setdefault(str(node), NodeReport())
+        report.task, report.partition = origin.task, origin.partition
+        return report
 
     @property
     def _are_too_many_failures(self) -> bool:
@@ -339,6 +358,9 @@ class FedKron(FedAvg):
 
     def _weight(self, reply: Message) -> float:
         return metrics_of(reply)[self.weighted_by_key]
+
+    def _metrics(self, reply: Message) -> dict[str, float]:
+        return {name: value for name, value in metrics_of(reply).items() if name != self.weighted_by_key}
 
     def _groups(self, replies: list[Message]) -> dict[str, list[str]]:
         groups: dict[str, list[str]] = {}
