@@ -120,13 +120,12 @@ def show_comparison(logs: Sequence[RunLog], console: Console) -> None:
 def _summaries_table(found: Sequence[Summary]) -> Table:
     title = "Runs side by side: accuracy of the last round, serialized bytes"
     table = Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold")
-    for heading in ("status", "rounds", "accuracy", "gain", "up", "down", "× smaller", "failures"):
+    table.add_column("run", overflow="fold", min_width=14)
+    for heading in ("rounds", "accuracy", "gain", "up", "down", "× smaller", "failed"):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in found:
         table.add_row(
-            escape(one.run),
-            one.status,
+            escape(one.run if one.status == "completed" else f"{one.run} ({one.status})"),
             str(one.rounds),
             _decimal(one.accuracy, ".3f"),
             _decimal(one.gain, "+.3f"),

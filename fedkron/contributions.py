@@ -13,13 +13,14 @@ from fedkron.runlog import NodeFigures, RunLog
 class Contribution:
     """One node over all rounds: sums, and the last loss, norm and accuracy that are known.
 
-    `rounds` in which its update counted, `examples` it trained on in them, bytes of serialized messages.
+    `rounds` in which its update counted, `examples` it trained on in them (None where the run did not write that
+    down), bytes of serialized messages.
     """
 
     node: str
-    rounds: int
-    failures: int
-    examples: int
+    rounds: int | None
+    failures: int | None
+    examples: int | None
     bytes_up: int
     bytes_down: int
     train_loss: float | None
@@ -65,9 +66,9 @@ def _contribution(name: str, rounds: list[NodeFigures], up: int, down: int) -> C
     trained = [figures.examples for figures in rounds if figures.examples is not None]
     return Contribution(
         name,
-        len(trained),
-        sum(len(figures.failures) for figures in rounds),
-        sum(trained),
+        len(trained) if rounds else None,
+        sum(len(figures.failures) for figures in rounds) if rounds else None,
+        sum(trained) if rounds else None,
         up,
         down,
         _last([figures.train_loss for figures in rounds]),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fedkron.commands.progress import LineProgress, NoProgress, Progress, TerminalProgress
+from fedkron.commands.report import write_usual_page
 from fedkron.commands.runconfig import flattened, read_run_config, read_toml
 from fedkron.demo import DEMO_TASKS, resolve_task
 from fedkron.errors import ConfigError, RunError, TaskError
@@ -127,6 +128,7 @@ def print_result(log: RunLog, options: argparse.Namespace) -> None:
         return
     show(log, Console())
     print(f"Run folder: {log.folder}")
+    write_usual_page([log])
 
 
 def localized(settings: Settings) -> Settings:

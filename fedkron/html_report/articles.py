@@ -18,7 +18,7 @@ def run_article(log: RunLog, name: str) -> Article:
     """All that there is of one run; what it has nothing of is left out."""
     failures = node_charts.failures_table(log)
     sections = (
-        Section("The run", tables=(facts.head_table(log),)),
+        Section("The run", facts=facts.head(log)),
         Section(
             "What it brought",
             _there(charts.accuracy_chart(log), charts.loss_chart(log)),
@@ -67,7 +67,7 @@ def comparison_article(logs: Mapping[str, RunLog]) -> Article:
 
 
 def _has_content(section: Section) -> bool:
-    return bool(section.charts or section.tables or section.folded or section.text)
+    return bool(section.charts or section.tables or section.folded or section.facts or section.text)
 
 
 def _there(*items: T | None) -> tuple[T, ...]:
@@ -159,7 +159,7 @@ def _differing_table(logs: Mapping[str, RunLog]) -> Table | None:
     if not differing:
         return None
     rows = tuple((key, *map(str, values)) for key, values in differing.items())
-    return Table("", ("setting", *logs), rows)
+    return Table("", ("setting", *logs), rows, words=True)
 
 
 def _same_text(logs: Mapping[str, RunLog]) -> str:

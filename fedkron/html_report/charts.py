@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import accumulate
+from math import log10
 from typing import Any
 
 from plotly import graph_objects as go
@@ -42,7 +43,7 @@ def accuracy_chart(log: RunLog) -> Chart | None:
         means = [entry.accuracy for entry in evaluated]
         mean = {"mode": "lines+markers", "line": {"color": GREY, "width": 4}, "marker": {"size": 9}}
         figure.add_scatter(x=rounds, y=means, name="mean of tasks", **mean)
-    figure.add_scatter(x=[None], y=[None], name="dotted: head on frozen base", **compared_line())
+    figure.add_scatter(x=[None], y=[None], name="dotted: frozen base", **compared_line())
     figure.update_layout(xaxis=round_axis(rounds), yaxis=share_axis("accuracy"), hovermode="x unified")
     rows = [
         [
@@ -112,7 +113,8 @@ def bytes_chart(log: RunLog) -> Chart | None:
             )
             figure.add_trace(bars, row=row, col=1)
     figure.update_layout(barmode="stack")
-    figure.update_yaxes(tickformat="~s", ticksuffix="B", rangemode="tozero", matches="y")
+    figure.update_yaxes(tickformat="~s", ticksuffix="B", rangemode="tozero")
+    figure.update_layout(yaxis2={"matches": "y"})
     figure.update_xaxes(round_axis(rounds) | {"title": None})
     figure.update_xaxes(title={"text": "round"}, row=2)
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
@@ -172,11 +174,8 @@ def accuracy_against_bytes_chart(log: RunLog) -> Chart | None:
     )
     last = next(entry for entry in reversed(log.rounds) if entry.tasks)
     ends = [min(sizes), max(sizes)]
-    for name, value, tint in (
-        ("frozen base + head", last.head_only_accuracy, colour(1)),
-        ("largest class", last.majority, GREY),
-    ):
-        figure.add_scatter(x=ends, y=[value, value], name=name, **compared_line(tint))
+    head_only = last.head_only_accuracy
+    figure.add_scatter(x=ends, y=[head_only, head_only], name="frozen base + head", **compared_line())
     figure.update_layout(
         xaxis=bytes_axis(sizes) | {"title": {"text": "bytes so far, all nodes, up and down"}},
         yaxis=share_axis("mean accuracy"),
@@ -259,8 +258,19 @@ def share_axis(title: str) -> dict[str, Any]:
 
 
 def bytes_axis(sizes: list[int]) -> dict[str, Any]:
-    """A logarithmic axis of bytes, with ticks at 1, 2 and 5 where it is short."""
-    positive = [size for size in sizes if size > 0]
-    short = not positive or max(positive) / min(positive) < 1000
-    ticks = {"dtick": "D2"} if short else {"dtick": 1}
-    return {"type": "log", "tickformat": "~s", "ticksuffix": "B", "hoverformat": ".3s", **ticks}
+    """A logarithmic axis of bytes, with its ticks at 1, 2 and 5, or at powers of ten where that is enough."""
+    positive = [size for size in sizes if size > 0] or [1]
+    low, high = min(positive), max(positive)
+    powers = [10**n for n in range(len(str(low)) - 1, len(str(high)) + 1)]
+    fine = [power * digit for power in powers for digit in (1, 2, 5)]
+    ticks = powers if high / low > 1000 else fine
+    margin = max(1.15, (high / low) ** 0.06)
+    reach = [log10(low / margin), log10(high * margin)]
+    shown = [tick for tick in ticks if reach[0] <= log10(tick) <= reach[1]]
+    labels = [_tick(tick) for tick in shown or positive]
+    return {"type": "log", "tickvals": shown or positive, "ticktext": labels, "hoverformat": ".3s", "range": reach}
+
+
+def _tick(size: int) -> str:
+    unit, name = next((u, n) for u, n in ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"), (1, "B")) if size >= u)
+    return f"{size / unit:.4g} {name}"

@@ -32,7 +32,7 @@ def accuracies_chart(logs: Named) -> Chart | None:
         figure.add_scatter(**common, y=accuracies, name=label(name), **marked_line(number))
         dotted = {"name": f"{label(name)}: frozen base", "showlegend": False}
         figure.add_scatter(**common, y=head_only, **dotted, **compared_line(colour(number)))
-    figure.add_scatter(x=[None], y=[None], name="dotted: head on frozen base", **compared_line())
+    figure.add_scatter(x=[None], y=[None], name="dotted: frozen base", **compared_line())
     rounds = [round_ for line in lines.values() for round_, *_ in line]
     figure.update_layout(xaxis=round_axis(rounds), yaxis=share_axis("mean accuracy"), hovermode="x unified")
     rows = [

@@ -17,6 +17,8 @@ class Table:
     caption: str
     headings: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    words: bool = False
+    """Cells are to be read as words, even those that look like numbers."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Section:
     folded: tuple[Table, ...] = ()
     """Tables that are opened on demand."""
     text: str = ""
+    facts: tuple[tuple[str, str], ...] = ()
+    """Names and values."""
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ FILES = {
 }
 
 
-def head_table(log: RunLog) -> Table:
-    """What the run was."""
+def head(log: RunLog) -> tuple[tuple[str, str], ...]:
+    """What the run was, by name."""
     settings = log.settings
     adapter = settings.adapter
     size = f"rank {adapter.rank}, α {adapter.alpha:g}"
@@ -64,13 +64,13 @@ def head_table(log: RunLog) -> Table:
         "duration": duration(last),
         **_opened(log.folder),
     }
-    return Table("", ("what", "value"), tuple((key, value) for key, value in facts.items() if value))
+    return tuple((key, value) for key, value in facts.items() if value)
 
 
 def settings_table(log: RunLog) -> Table:
     """All settings."""
     rows = tuple((key, _shown(value)) for key, value in run_config(log.settings).items())
-    return Table("All settings", ("setting", "value"), rows)
+    return Table("All settings", ("setting", "value"), rows, words=True)
 
 
 def files_table(log: RunLog) -> Table:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from plotly import graph_objects as go
 
 from fedkron.contributions import Contribution, contributions, node_names
@@ -26,9 +28,9 @@ def contributions_table(log: RunLog) -> Table | None:
     rows = tuple(
         (
             one.node,
-            str(one.rounds),
-            str(one.failures),
-            f"{one.examples:,}",
+            decimal(one.rounds, 0),
+            decimal(one.failures, 0),
+            "–" if one.examples is None else f"{one.examples:,}",
             kilobytes(one.bytes_up),
             kilobytes(one.bytes_down),
             decimal(one.train_loss),
@@ -48,12 +50,12 @@ def node_bytes_chart(log: RunLog) -> Chart | None:
     if not 0 < len(found) <= MOST_BARS:
         return None
     figure = go.Figure()
-    names = [label(one.node) for one in found]
+    rows = list(range(len(found)))
     for number, (direction, sizes) in enumerate(
         (("up", [one.bytes_up for one in found]), ("down", [one.bytes_down for one in found]))
     ):
         figure.add_bar(
-            y=names,
+            y=rows,
             x=sizes,
             orientation="h",
             name=direction,
@@ -64,7 +66,7 @@ def node_bytes_chart(log: RunLog) -> Chart | None:
         barmode="stack",
         height=150 + 26 * len(found),
         xaxis={"tickformat": "~s", "ticksuffix": "B"},
-        yaxis={"autorange": "reversed", "type": "category"},
+        yaxis=_node_axis([one.node for one in found]),
     )
     return Chart("Bytes per node", "Serialized Flower messages over all rounds.", figure, _bytes_numbers(found))
 
@@ -90,11 +92,13 @@ def taking_part_chart(log: RunLog) -> Chart | None:
     figure = go.Figure()
     figure.add_heatmap(
         x=rounds,
-        y=[label(row) for row in rows],
+        y=list(range(len(rows))),
         z=[[codes.index(state) for state in line] for line in states],
-        text=[[_told(state, seen.get((row, n))) for state, n in zip(line, rounds, strict=True)]
-              for row, line in zip(rows, states, strict=True)],
-        hovertemplate="%{y}, round %{x}: %{text}<extra></extra>",
+        text=[
+            [f"{label(row)}, {_told(state, seen.get((row, n)))}" for state, n in zip(line, rounds, strict=True)]
+            for row, line in zip(rows, states, strict=True)
+        ],
+        hovertemplate="round %{x}, %{text}<extra></extra>",
         colorscale=_steps(list(STATES.values())),
         zmin=-0.5,
         zmax=len(STATES) - 0.5,
@@ -108,7 +112,7 @@ def taking_part_chart(log: RunLog) -> Chart | None:
     figure.update_layout(
         height=min(150 + 22 * len(rows), 900),
         xaxis=round_axis(rounds) | {"showgrid": False},
-        yaxis={"autorange": "reversed", "type": "category", "showgrid": False},
+        yaxis=_node_axis(rows) | {"showgrid": False},
     )
     told = [
         [row, *(line[number] for number in range(len(rounds)))] for row, line in zip(rows, states, strict=True)
@@ -125,6 +129,14 @@ def failures_table(log: RunLog) -> Table | None:
     """Refused uploads and other failures with their reasons."""
     rows = tuple((str(entry.round), reason) for entry in log.rounds for reason in entry.failures)
     return Table("", ("round", "what was refused or failed, and why"), rows) if rows else None
+
+
+def _node_axis(names: list[str]) -> dict[str, Any]:
+    """Names from top to bottom, by position: two of them may be alike once they are shortened."""
+    axis: dict[str, Any] = {"range": [len(names) - 0.5, -0.5], "zeroline": False}
+    if len(names) > MOST_BARS:
+        return axis | {"showticklabels": False, "title": {"text": f"{len(names)} nodes"}}
+    return axis | {"tickvals": list(range(len(names))), "ticktext": list(map(label, names))}
 
 
 def _state(figures: NodeFigures | None) -> str:

@@ -34,7 +34,7 @@ const drawn = () => document.querySelectorAll(".chart.js-plotly-plot");
 function show(theme) {
   mode = theme;
   root.dataset.theme = theme;
-  button.setAttribute("aria-pressed", String(theme === "dark"));
+  button.textContent = theme === "dark" ? "Light" : "Dark";
   drawn().forEach((element) => draw(element));
 }
 

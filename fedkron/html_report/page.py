@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -22,6 +23,9 @@ from fedkron.html_report.articles import comparison_article, run_article
 from fedkron.html_report.content import Article, Chart
 from fedkron.html_report.theme import templates
 from fedkron.runlog import RunLog
+
+NUMERIC = re.compile(r"[+-]?\d[\d.,]*( kB| MB)?|–")
+"""Cells that stand to the right."""
 
 
 def write_page(logs: Sequence[RunLog], path: Path) -> None:
@@ -51,6 +55,7 @@ def page(logs: Sequence[RunLog]) -> str:
         script=Markup(script),
         templates=_json(templates()),
         figures=_json({f"chart-{n}": _plain(chart) for n, chart in enumerate(charts.values())}),
+        numeric=lambda cell: NUMERIC.fullmatch(cell) is not None,
         keys={place: f"chart-{n}" for n, place in enumerate(charts)},
     )
 

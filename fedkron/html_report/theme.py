@@ -16,7 +16,7 @@ BACKGROUNDS = {"light": "#ffffff", "dark": "#16191f"}
 
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "x", "star", "triangle-down", "pentagon")
 DASHES = ("solid", "dash", "dot", "dashdot")
-LONGEST_LABEL = 40
+LONGEST_LABEL = 22
 
 _INK = {"light": "#1d2129", "dark": "#e6e8ec"}
 _GRID = {"light": "#e1e4e8", "dark": "#2f343d"}
@@ -42,8 +42,9 @@ def compared_line(tint: str = GREY) -> dict[str, Any]:
 
 
 def label(name: str) -> str:
-    """A name as plotly is to show it: it would take HTML for markup."""
-    return escape(name if len(name) <= LONGEST_LABEL else name[: LONGEST_LABEL - 1] + "…")
+    """A name as plotly is to show it: shortened in the middle, and escaped, because it takes HTML for markup."""
+    half = LONGEST_LABEL // 2
+    return escape(name if len(name) <= LONGEST_LABEL else f"{name[:half]}…{name[1 - half :]}")
 
 
 def templates() -> dict[str, dict[str, Any]]:
@@ -57,7 +58,7 @@ def _template(mode: str) -> dict[str, Any]:
         "linecolor": _GRID[mode],
         "zerolinecolor": _GRID[mode],
         "automargin": True,
-        "title": {"standoff": 8},
+        "title": {"standoff": 8, "font": {"size": 13}},
     }
     return {
         "layout": {
@@ -75,7 +76,7 @@ def _template(mode: str) -> dict[str, Any]:
                 "y": 0,
                 "yanchor": "bottom",
                 "x": 0,
-                "entrywidth": 130,
+                "entrywidth": 150,
                 "traceorder": "normal",
             },
             "dragmode": False,
