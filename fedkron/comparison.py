@@ -138,11 +138,14 @@ def _summaries_table(found: Sequence[Summary]) -> Table:
 
 
 def _settings_table(names: Sequence[str], differing: dict[str, list[Any]]) -> Table:
+    """Settings down and runs across, or the other way round: whichever has fewer columns."""
+    across, down, cells = list(names), list(differing), list(differing.values())
+    if len(down) < len(across):
+        across, down, cells = down, across, [list(values) for values in zip(*cells, strict=True)]
     table = Table(title="Settings that differ", title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
-    table.add_column("run", overflow="fold")
-    for key in differing:
-        table.add_column(key, overflow="fold")
-    for name, values in zip(names, zip(*differing.values(), strict=True), strict=True):
+    for heading in ("", *across):
+        table.add_column(escape(heading), overflow="fold")
+    for name, values in zip(down, cells, strict=True):
         table.add_row(escape(name), *(escape(str(value)) for value in values))
     return table
 

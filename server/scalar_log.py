@@ -44,10 +44,6 @@ class ScalarLog:
             self._writer.write_event(Event(step=entry.round, wall_time=now, summary=scalar(name, value)))
         self._writer.flush()
 
-    def close(self) -> None:
-        """The run is over."""
-        self._writer.close()
-
     def _count(self) -> None:
         new = self._ledger.transfers[self._counted :]
         self._counted += len(new)

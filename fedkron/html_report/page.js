@@ -38,7 +38,7 @@ function show(theme) {
   drawn().forEach((element) => draw(element));
 }
 
-// A chart in a closed box has no width: it is drawn when the box is opened.
+// A chart in a closed box is not seen: it is drawn when the box is opened.
 const seen = new IntersectionObserver(
   (entries) => {
     for (const { isIntersecting, target } of entries) {
@@ -56,6 +56,6 @@ button.addEventListener("click", () => show(mode === "dark" ? "light" : "dark"))
 prefersDark.addEventListener("change", ({ matches }) => show(matches ? "dark" : "light"));
 addEventListener("beforeprint", () => {
   for (const element of document.querySelectorAll(".chart"))
-    if (element.clientWidth > 0) draw(element, "light");
+    if (element.checkVisibility()) draw(element, "light");
 });
 addEventListener("afterprint", () => drawn().forEach((element) => draw(element)));
