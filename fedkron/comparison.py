@@ -79,9 +79,7 @@ def run_names(logs: Sequence[RunLog]) -> list[str]:
     """What to call runs by: their folders' names, with the path where that is not enough."""
     names = [log.folder.resolve().name for log in logs]
     count = Counter(names)
-    return [
-        name if count[name] == 1 else str(log.folder) for name, log in zip(names, logs, strict=True)
-    ]
+    return [name if count[name] == 1 else str(log.folder) for name, log in zip(names, logs, strict=True)]
 
 
 def differing_settings(logs: Sequence[RunLog]) -> dict[str, list[Any]]:
@@ -98,9 +96,7 @@ def comparison_figures(logs: Sequence[RunLog]) -> dict[str, Any]:
     """Summaries and differing settings, ready for JSON."""
     names = run_names(logs)
     return {
-        "summaries": [
-            {**asdict(found), "gain": found.gain} for found in map(summary, logs, names)
-        ],
+        "summaries": [{**asdict(found), "gain": found.gain} for found in map(summary, logs, names)],
         "differing_settings": {
             key: dict(zip(names, values, strict=True)) for key, values in differing_settings(logs).items()
         },

@@ -13,8 +13,8 @@ from fedkron.runlog import NodeFigures, RunLog
 class Contribution:
     """One node over all rounds: sums, and the last loss, norm and accuracy that are known.
 
-    `rounds` in which its update counted, `examples` it trained on in them (None where the run did not write that
-    down), bytes of serialized messages.
+    `rounds` in which its update counted, `examples` it trained on in them (None where the run did not write
+    that down), bytes of serialized messages.
     """
 
     node: str

@@ -55,7 +55,7 @@ class RoundFigures:
     """The nodes (task-partition) of each group that has an adapter of its own."""
     privacy: Spent | None = None
     nodes: Mapping[str, NodeFigures] = field(default_factory=dict)
-    """The nodes that were chosen, by their ids; empty in runs of before they were written down."""
+    """The nodes that answered or failed, by their ids; empty in runs of before they were written down."""
 
     @property
     def accuracy(self) -> float:
@@ -145,7 +145,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 
 
 def round_figures(line: Mapping[str, Any]) -> RoundFigures:
-    """The figures in a line of `rounds.jsonl`. Raises `LookupError` or `TypeError` for one that is damaged."""
+    """The figures in a line of `rounds.jsonl`; raises `LookupError` or `TypeError` for a damaged one."""
     tasks = {
         task: TaskFigures(
             report["metrics"]["accuracy"],

@@ -104,11 +104,11 @@ class RunRecord:
         return round_figures(line)
 
     def _nodes(self, report: RoundReport) -> dict[str, Any]:
-        """The nodes of a round. Where single nodes are protected, what the audit log says of them and no more."""
+        """The nodes of a round; of protected ones what the audit log says, and no more."""
         settings = self._settings
         if settings.privacy.kind == NO_PRIVACY and not settings.secure.aggregation:
             return {name: asdict(node) for name, node in report.nodes.items()}
-        hidden = {"update_norm": None, "trained": {}, "evaluated": {}}
+        hidden: dict[str, Any] = {"update_norm": None, "trained": {}, "evaluated": {}}
         return {name: asdict(node) | hidden for name, node in report.nodes.items()}
 
     def _seconds(self) -> float:

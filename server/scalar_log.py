@@ -20,8 +20,8 @@ class ScalarLog:
     """Writes one event file into a run folder, for the rounds after the first `done`.
 
     What older files have of later rounds does not count any more: they were cut off. The writer is the one
-    below tensorboardX's `SummaryWriter`, which hands events to a thread: a full disk would kill the thread, and the
-    run would wait for it for ever. Here it raises `OSError` in the round, as the other files of a run do.
+    below tensorboardX's `SummaryWriter`, which hands events to a thread: a full disk would kill the thread,
+    and the run would wait for it for ever. Here it raises `OSError` in the round, as other files of a run do.
     """
 
     def __init__(self, folder: Path, ledger: Ledger, done: int = 0) -> None:

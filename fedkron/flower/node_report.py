@@ -14,9 +14,9 @@ from fedkron.flower.uploads import Packed
 class NodeReport:
     """One node in one round.
 
-    `examples` it trained on, None where its update does not count. `update_norm` is that of its update where the
-    server has measured it, or a bound of it (`Packed.norm`). `trained` and `evaluated` are its metrics, `failures`
-    the reasons why it failed, at most one a phase; a node that has never answered has no task.
+    `examples` it trained on, None where its update does not count. `update_norm` is that of its update where
+    the server has measured it, or a bound of it (`Packed.norm`). `trained` and `evaluated` are its metrics,
+    `failures` the reasons why it failed, at most one a phase; a node that has never answered has no task.
     """
 
     task: str = ""

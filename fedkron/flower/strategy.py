@@ -56,8 +56,8 @@ class RoundReport:
     """One round as the server saw it.
 
     `failures` are the reasons, `projection_error` is relative, `groups` says which clients (task-partition)
-    share an adapter, where not all do. `privacy` is what differential privacy has cost, with this round. `nodes`
-    has each node that was chosen, by its id.
+    share an adapter, where not all do. `privacy` is what differential privacy has cost, with this round.
+    `nodes` has each node that answered or failed, by its id.
     """
 
     round: int

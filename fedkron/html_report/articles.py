@@ -27,7 +27,9 @@ def run_article(log: RunLog, name: str) -> Article:
         Section(
             "What it cost",
             _there(
-                charts.accuracy_against_bytes_chart(log), charts.cumulative_chart(log), charts.bytes_chart(log)
+                charts.accuracy_against_bytes_chart(log),
+                charts.cumulative_chart(log),
+                charts.bytes_chart(log),
             ),
         ),
         Section(
@@ -77,9 +79,8 @@ def _there(*items: T | None) -> tuple[T, ...]:
 def _tiles(found: Summary) -> tuple[Tile, ...]:
     tiles = []
     if found.accuracy is not None:
-        compared = (
-            f"head on frozen base {decimal(found.head_only_accuracy)}, largest class {decimal(found.majority)}"
-        )
+        head_only, majority = decimal(found.head_only_accuracy), decimal(found.majority)
+        compared = f"head on frozen base {head_only}, largest class {majority}"
         tiles.append(Tile("mean accuracy", decimal(found.accuracy), compared))
     if found.gain is not None:
         tiles.append(Tile("gain", f"{100 * found.gain:+.1f} points", "over a head on the frozen base"))
@@ -149,9 +150,7 @@ def _summaries_table(found: list[Summary]) -> Table:
     headings = ("run", "status", "rounds", *measured)
     # A column in which nobody has anything says nothing.
     kept = [i for i in range(len(headings)) if any(row[i] != "–" for row in rows)]
-    return Table(
-        "", tuple(headings[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows)
-    )
+    return Table("", tuple(headings[i] for i in kept), tuple(tuple(row[i] for i in kept) for row in rows))
 
 
 def _differing_table(logs: Mapping[str, RunLog]) -> Table | None:

@@ -58,8 +58,8 @@ def accuracy_chart(log: RunLog) -> Chart | None:
     headings = ["round", *tasks, "mean", "mean of frozen base + head", "mean of largest class"]
     return Chart(
         "Accuracy per task and round",
-        "Measured by the nodes on their own test examples, with the adapter of the round. Dotted: a head that "
-        "was trained on the frozen base with the same examples.",
+        "Measured by the nodes on their own test examples, with the adapter of the round. Dotted: a head "
+        "that was trained on the frozen base with the same examples.",
         figure,
         numbers(headings, rows),
     )
@@ -125,8 +125,8 @@ def bytes_chart(log: RunLog) -> Chart | None:
     ]
     return Chart(
         "Bytes per round",
-        "Serialized Flower messages of all nodes. Factors and head are what is learned, headers are the rest of "
-        "our payload, the envelope is Flower's.",
+        "Serialized Flower messages of all nodes. Factors and head are what is learned, headers are the rest "
+        "of our payload, the envelope is Flower's.",
         figure,
         numbers(["round", "direction", *kinds], rows),
     )
@@ -268,7 +268,13 @@ def bytes_axis(sizes: list[int]) -> dict[str, Any]:
     reach = [log10(low / margin), log10(high * margin)]
     shown = [tick for tick in ticks if reach[0] <= log10(tick) <= reach[1]]
     labels = [_tick(tick) for tick in shown or positive]
-    return {"type": "log", "tickvals": shown or positive, "ticktext": labels, "hoverformat": ".3s", "range": reach}
+    return {
+        "type": "log",
+        "tickvals": shown or positive,
+        "ticktext": labels,
+        "hoverformat": ".3s",
+        "range": reach,
+    }
 
 
 def _tick(size: int) -> str:

@@ -18,8 +18,10 @@ Named = Mapping[str, RunLog]
 
 def accuracies_chart(logs: Named) -> Chart | None:
     """Mean accuracy per round, a line a run."""
-    lines = {name: [(e.round, e.accuracy, e.head_only_accuracy) for e in log.rounds if e.tasks]
-             for name, log in logs.items()}
+    lines = {
+        name: [(e.round, e.accuracy, e.head_only_accuracy) for e in log.rounds if e.tasks]
+        for name, log in logs.items()
+    }
     lines = {name: line for name, line in lines.items() if line}
     if not lines:
         return None
@@ -33,8 +35,10 @@ def accuracies_chart(logs: Named) -> Chart | None:
         dotted = {"name": f"{label(name)}: frozen base", "showlegend": False}
         figure.add_scatter(**common, y=head_only, **dotted, **compared_line(colour(number)))
     figure.add_scatter(x=[None], y=[None], name="dotted: frozen base", **compared_line())
-    rounds = [round_ for line in lines.values() for round_, *_ in line]
-    figure.update_layout(xaxis=round_axis(rounds), yaxis=share_axis("mean accuracy"), hovermode="x unified")
+    every_round = [round_ for line in lines.values() for round_, *_ in line]
+    figure.update_layout(
+        xaxis=round_axis(every_round), yaxis=share_axis("mean accuracy"), hovermode="x unified"
+    )
     rows = [
         [name, str(round_), decimal(accuracy), decimal(head_only)]
         for name, line in lines.items()
@@ -104,8 +108,8 @@ def cumulatives_chart(logs: Named) -> Chart | None:
     ]
     return Chart(
         f"Cumulative bytes against {BASELINE}",
-        f"Both directions, all nodes, logarithmic. {BASELINE} is that of the run with the most of it; the table has "
-        "each run's own.",
+        f"Both directions, all nodes, logarithmic. {BASELINE} is that of the run with the most of it; the "
+        "table has each run's own.",
         figure,
         numbers(["run", "round", "bytes so far", BASELINE, "× smaller"], rows),
     )

@@ -68,7 +68,9 @@ def node_bytes_chart(log: RunLog) -> Chart | None:
         xaxis={"tickformat": "~s", "ticksuffix": "B"},
         yaxis=_node_axis([one.node for one in found]),
     )
-    return Chart("Bytes per node", "Serialized Flower messages over all rounds.", figure, _bytes_numbers(found))
+    return Chart(
+        "Bytes per node", "Serialized Flower messages over all rounds.", figure, _bytes_numbers(found)
+    )
 
 
 def _bytes_numbers(found: list[Contribution]) -> Table:
@@ -84,9 +86,7 @@ def taking_part_chart(log: RunLog) -> Chart | None:
     names = node_names(log)
     rows = sorted(set(names.values()))
     rounds = [entry.round for entry in entries]
-    seen = {
-        (names[node], entry.round): figures for entry in entries for node, figures in entry.nodes.items()
-    }
+    seen = {(names[node], entry.round): figures for entry in entries for node, figures in entry.nodes.items()}
     states = [[_state(seen.get((row, number))) for number in rounds] for row in rows]
     codes = list(STATES)
     figure = go.Figure()
@@ -95,7 +95,10 @@ def taking_part_chart(log: RunLog) -> Chart | None:
         y=list(range(len(rows))),
         z=[[codes.index(state) for state in line] for line in states],
         text=[
-            [f"{label(row)}, {_told(state, seen.get((row, n)))}" for state, n in zip(line, rounds, strict=True)]
+            [
+                f"{label(row)}, {_told(state, seen.get((row, n)))}"
+                for state, n in zip(line, rounds, strict=True)
+            ]
             for row, line in zip(rows, states, strict=True)
         ],
         hovertemplate="round %{x}, %{text}<extra></extra>",
@@ -115,11 +118,12 @@ def taking_part_chart(log: RunLog) -> Chart | None:
         yaxis=_node_axis(rows) | {"showgrid": False},
     )
     told = [
-        [row, *(line[number] for number in range(len(rounds)))] for row, line in zip(rows, states, strict=True)
+        [row, *(line[number] for number in range(len(rounds)))]
+        for row, line in zip(rows, states, strict=True)
     ]
     return Chart(
         "Who took part",
-        "A square for each node and round: its update counted, it failed or was refused, or it was not asked.",
+        "A square for each node and round: its update counted, it failed or was refused, or was not asked.",
         figure,
         numbers(["node", *(f"round {number}" for number in rounds)], told),
     )

@@ -42,7 +42,7 @@ def compared_line(tint: str = GREY) -> dict[str, Any]:
 
 
 def label(name: str) -> str:
-    """A name as plotly is to show it: shortened in the middle, and escaped, because it takes HTML for markup."""
+    """A name as plotly is to show it: shortened in the middle, and escaped, as it takes HTML for markup."""
     half = LONGEST_LABEL // 2
     return escape(name if len(name) <= LONGEST_LABEL else f"{name[:half]}…{name[1 - half :]}")
 

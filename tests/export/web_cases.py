@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from playwright.sync_api import Page, expect
 
-from export.web.server import PAGE, make_server
+from export.web.server import make_server
 from fedkron.adapters import AdapterSpec, adapter_layout, adapter_state, attach
 from fedkron.base import Base, load_base
 from fedkron.edge.bundle import write_bundle
@@ -21,6 +21,7 @@ ENCODINGS = ["fp32", "fp16", "int8", "int4"]
 SECOND = "adapters/second.safetensors"
 
 expect.set_options(timeout=30_000)
+
 
 @contextmanager
 def served(bundle: Path) -> Iterator[str]:

@@ -12,7 +12,7 @@ from fedkron.runlog import RunLog
 
 @pytest.fixture(scope="session")
 def eventful(tmp_path_factory: pytest.TempPathFactory, tiny_bert: Path, tasks: Path) -> RunLog:
-    """Three rounds with projection; the last of three nodes always fails, and the second has a hostile name."""
+    """Three rounds with projection; the last of three nodes always fails, the second has a hostile name."""
     folder = tmp_path_factory.mktemp("eventful")
     hostile = shutil.copytree(tasks / "quiz", folder / HOSTILE)
     changes = {"aggregation": "merged", "num-server-rounds": 3, "run-name": RUN}

@@ -1,4 +1,4 @@
-"""What charts show, against the lines that the run wrote; and colours against the backgrounds they stand on."""
+"""What charts show, against the lines that the run wrote; and colours against their backgrounds."""
 
 import json
 from itertools import accumulate
