@@ -119,7 +119,7 @@ def bytes_chart(log: RunLog) -> Chart | None:
     figure.update_xaxes(title={"text": "round"}, row=2)
     figure.update_annotations(font={"size": 13}, x=0, xanchor="left")
     rows = [
-        [str(number), direction, *(kilobytes(getattr(both[direction], kind)) for kind in kinds)]  # type: ignore[index]
+        [str(number), direction, *(kilobytes(getattr(both[direction], kind)) for kind in kinds)]
         for number, both in found.items()
         for direction in ("up", "down")
     ]
