@@ -28,10 +28,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser = subparsers.add_parser(
         "report",
         help="accuracy and bytes of runs, as tables and as a page with charts",
-        description="Print accuracy and bytes per round of a run, finished or not, and write them "
-        f"with charts into one HTML page without network: {REPORT_PAGE} in the run folder. Several runs stand side by "
-        f"side, in {COMPARISON_PAGE} beside the first run's folder. Of a ledger file: the bytes per round, "
-        "node and section, and no page.",
+        description="Print accuracy and bytes per round of a run, finished or not, and write a page with "
+        f"charts that needs no network: {REPORT_PAGE} in the run folder. Several runs stand side by side, in "
+        f"{COMPARISON_PAGE} beside the first run's folder. Of a ledger file: the bytes per round, node and "
+        "section, and no page.",
     )
     parser.add_argument("run", type=Path, nargs="+", help="run folders, or one ledger file")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write the page there instead")
