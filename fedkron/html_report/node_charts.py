@@ -106,14 +106,14 @@ def taking_part_chart(log: RunLog) -> Chart | None:
         zmin=-0.5,
         zmax=len(STATES) - 0.5,
         showscale=False,
-        xgap=2,
-        ygap=2,
+        xgap=2 if len(rounds) <= MOST_BARS else 0,
+        ygap=2 if len(rows) <= MOST_BARS else 0,
     )
     for state in [state for state in STATES if any(state in line for line in states)]:
         square = {"size": 11, "symbol": "square", "color": STATES[state]}
         figure.add_scatter(x=[None], y=[None], mode="markers", marker=square, name=state)
     figure.update_layout(
-        height=min(150 + 22 * len(rows), 900),
+        height=min(150 + 22 * len(rows), 640),
         xaxis=round_axis(rounds) | {"showgrid": False},
         yaxis=_node_axis(rows) | {"showgrid": False},
     )

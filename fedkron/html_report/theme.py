@@ -31,7 +31,12 @@ def marked_line(number: int) -> dict[str, Any]:
     """Colour, symbol and (beyond as many as there are colours) dash of the n-th of several lines."""
     return {
         "line": {"color": colour(number), "dash": DASHES[number // len(COLOURS) % len(DASHES)]},
-        "marker": {"color": colour(number), "symbol": SYMBOLS[number % len(SYMBOLS)], "size": 7},
+        "marker": {
+            "color": colour(number),
+            "symbol": SYMBOLS[number % len(SYMBOLS)],
+            "size": 7,
+            "maxdisplayed": 30,
+        },
         "mode": "lines+markers",
     }
 
