@@ -59,6 +59,15 @@ class Totals:
     message_up: int = 0
     baseline: int = 0
 
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(
+            self.payload_down + other.payload_down,
+            self.payload_up + other.payload_up,
+            self.message_down + other.message_down,
+            self.message_up + other.message_up,
+            self.baseline + other.baseline,
+        )
+
     @property
     def messages(self) -> int:
         """Serialized bytes both ways."""

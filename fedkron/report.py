@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from fedkron.contributions import contributions
 from fedkron.ledger import Totals, totals
 from fedkron.privacy import Spent
 from fedkron.report_ledger import byte_figures, kilobytes, section_figures, sections_table
@@ -41,6 +42,7 @@ def figures(log: RunLog) -> dict[str, Any]:
             for entry in log.rounds
         ],
         "groups": log.groups,
+        "nodes": [asdict(one) for one in contributions(log)],
         "total_bytes": byte_figures(overall),
         "sections": section_figures(log.transfers),
     }

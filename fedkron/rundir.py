@@ -6,12 +6,14 @@
     terms.safetensors     what belongs to the base by now, where the aggregation has made such terms
     groups/<name>/adapter.safetensors   the adapter of each task, cluster or size, where not all share one
     checkpoint.safetensors   all that is needed to go on after the last finished round
-    rounds.jsonl          accuracy per task, failures and projection error, a line per round
+    rounds.jsonl          accuracy per task, what nodes did, failures and projection error, a line per round
+    tensorboard/          the same figures as TensorBoard scalars, written while the run goes on
     ledger.jsonl          bytes, a line per message
     audit.jsonl           who sent what and what came of it, a signed line per event that names the one before
     audit-head.json       how many lines audit.jsonl has, and the hash of the last, signed
     outcome.json          how it ended; its absence means that it did not end
     report.json           all figures of the finished run, from `fedkron run`
+    report.html           the same as a page, from `fedkron run` and `fedkron report`
     flower.log            what Flower logged, from `fedkron run`
     logs/*.log            what the processes of `fedkron federation` wrote
     nodes/<task>-<partition>/head.safetensors   written by the clients, on their own machines
@@ -42,6 +44,8 @@ LEDGER = "ledger.jsonl"
 AUDIT = "audit.jsonl"
 OUTCOME = "outcome.json"
 REPORT = "report.json"
+REPORT_PAGE = "report.html"
+TENSORBOARD = "tensorboard"
 FLOWER_LOG = "flower.log"
 LOGS = "logs"
 NODES = "nodes"

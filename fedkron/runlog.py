@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,22 @@ class TaskFigures:
 
 
 @dataclass(frozen=True)
+class NodeFigures:
+    """One node in one round; what is None was not measured, or is not written down where nodes are protected.
+
+    `examples` it trained on (None: its update does not count); `failures` are the reasons why it failed.
+    """
+
+    task: str
+    partition: int
+    examples: int | None
+    update_norm: float | None
+    train_loss: float | None
+    accuracy: float | None
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class RoundFigures:
     """One finished round; `seconds` since the start, `projection_error` relative."""
 
@@ -37,11 +54,25 @@ class RoundFigures:
     groups: dict[str, tuple[str, ...]]
     """The nodes (task-partition) of each group that has an adapter of its own."""
     privacy: Spent | None = None
+    nodes: Mapping[str, NodeFigures] = field(default_factory=dict)
+    """The nodes that answered or failed, by their ids; empty in runs of before they were written down."""
 
     @property
     def accuracy(self) -> float:
         """Mean accuracy over tasks; NaN when nothing was evaluated."""
         values = [figures.accuracy for figures in self.tasks.values()]
+        return sum(values) / len(values) if values else float("nan")
+
+    @property
+    def head_only_accuracy(self) -> float:
+        """Mean accuracy over tasks of a head on the frozen base; NaN when nothing was evaluated."""
+        values = [figures.head_only_accuracy for figures in self.tasks.values()]
+        return sum(values) / len(values) if values else float("nan")
+
+    @property
+    def majority(self) -> float:
+        """Mean share of the largest class over tasks; NaN when nothing was evaluated."""
+        values = [figures.majority for figures in self.tasks.values()]
         return sum(values) / len(values) if values else float("nan")
 
 
@@ -94,7 +125,7 @@ def read_rounds(folder: Path) -> tuple[RoundFigures, ...]:
     """The finished rounds in a run folder. Raises `LookupError`, `TypeError` or `ValueError` for a damaged
     file.
     """
-    return tuple(_figures(line) for line in _lines(folder / ROUNDS))
+    return tuple(round_figures(line) for line in _lines(folder / ROUNDS))
 
 
 def read_outcome(folder: Path) -> dict[str, str]:
@@ -125,7 +156,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(line: dict[str, Any]) -> RoundFigures:
+def round_figures(line: Mapping[str, Any]) -> RoundFigures:
+    """The figures in a line of `rounds.jsonl`; raises `LookupError` or `TypeError` for a damaged one."""
     tasks = {
         task: TaskFigures(
             report["metrics"]["accuracy"],
@@ -151,4 +183,17 @@ def _figures(line: dict[str, Any]) -> RoundFigures:
         line["seconds"],
         {group: tuple(nodes) for group, nodes in line["groups"].items()},
         Spent(**line["privacy"]) if line.get("privacy") else None,
+        {node: _node(report) for node, report in line.get("nodes", {}).items()},
+    )
+
+
+def _node(report: Mapping[str, Any]) -> NodeFigures:
+    return NodeFigures(
+        report["task"],
+        report["partition"],
+        report["examples"],
+        report["update_norm"],
+        report["trained"].get("loss"),
+        report["evaluated"].get("accuracy"),
+        tuple(report["failures"]),
     )

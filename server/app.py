@@ -24,6 +24,7 @@ from fedkron.settings import EQUAL_SIZES, ONE_GROUP, Settings
 from server.audit_trail import AuditTrail
 from server.checkpoint import Checkpoint, load_checkpoint, restored, save_checkpoint
 from server.record import Held, RunRecord
+from server.scalar_log import ScalarLog
 from server.secure import secured
 from server.strategy import strategy_of
 
@@ -79,12 +80,14 @@ def _federate(grid: Grid, settings: Settings, place: Place, checkpoint: Checkpoi
         )
     there = _wait_for_nodes(grid, 1 if checkpoint is None else checkpoint.nodes)
     nodes = there if checkpoint is None else checkpoint.nodes
+    ledger = Ledger(place.folder / LEDGER)
+    scalar_log = ScalarLog(place.folder, ledger, 0 if checkpoint is None else checkpoint.round)
     compressed = UnopenedGrid(
         grid,
         layout=layout,
         upload=settings.codec.upload,
         broadcast=settings.codec.broadcast,
-        ledger=Ledger(place.folder / LEDGER),
+        ledger=ledger,
         on_upload=place.trail.arrived,
     )
     began = run if checkpoint is None else checkpoint.run
@@ -94,7 +97,7 @@ def _federate(grid: Grid, settings: Settings, place: Place, checkpoint: Checkpoi
         agreed = {name: _agreed(sent, compressed) for name, sent in adapters.held().items()}
         terms = _terms(adapters.held()[FOR_ALL], compressed)
         place.trail.aggregated(report.round, place.record.save_adapters(report, agreed, terms))
-        place.record.finish_round(report)
+        scalar_log.write(place.record.finish_round(report))
         steps = {} if secure is None else secure.snapshot()
         state = strategy.snapshot(), compressed.snapshot(), steps
         save_checkpoint(place.folder, Checkpoint(began, layout.contract, nodes, *state))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from fedkron.errors import ConfigError
 from fedkron.exchange import AdapterFile, on_folded_base, save_adapter, save_terms, write_atomically
@@ -14,8 +15,8 @@ from fedkron.flower import RoundReport
 from fedkron.flower.global_adapter import FOR_ALL
 from fedkron.layout import AdapterLayout, State
 from fedkron.rundir import ADAPTER, OUTCOME, ROUNDS, SETTINGS, TERMS, group_directory
-from fedkron.runlog import read_run
-from fedkron.settings import Settings, run_config
+from fedkron.runlog import RoundFigures, read_run, round_figures
+from fedkron.settings import NO_PRIVACY, Settings, run_config
 
 MAY_CHANGE = frozenset(
     {
@@ -95,11 +96,23 @@ class RunRecord:
             save_terms(self._folder / TERMS, terms)
         return paths
 
-    def finish_round(self, report: RoundReport) -> None:
-        """Add the round's line: whoever sees it finds its adapters."""
-        line = {**asdict(report), "seconds": round(time.monotonic() - self._started, 3)}
+    def finish_round(self, report: RoundReport) -> RoundFigures:
+        """Add the round's line: whoever sees it finds its adapters. Returns the figures in it."""
+        line = {**asdict(report), "nodes": self._nodes(report), "seconds": self._seconds()}
         with (self._folder / ROUNDS).open("a", encoding="utf-8") as lines:
             lines.write(json.dumps(line) + "\n")
+        return round_figures(line)
+
+    def _nodes(self, report: RoundReport) -> dict[str, Any]:
+        """The nodes of a round; of protected ones what the audit log says, and no more."""
+        settings = self._settings
+        if settings.privacy.kind == NO_PRIVACY and not settings.secure.aggregation:
+            return {name: asdict(node) for name, node in report.nodes.items()}
+        hidden: dict[str, Any] = {"update_norm": None, "trained": {}, "evaluated": {}}
+        return {name: asdict(node) | hidden for name, node in report.nodes.items()}
+
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self._started, 3)
 
     def _file(self, report: RoundReport, name: str, held: Held) -> AdapterFile:
         settings = self._settings

@@ -24,6 +24,7 @@ from fedkron.commands.progress import (
     is_live,
     progress_for,
 )
+from fedkron.commands.report import write_usual_page
 from fedkron.commands.runconfig import as_toml, flattened, read_run_config, read_toml
 from fedkron.demo import DEMO_TASKS, resolve_task
 from fedkron.errors import ConfigError, RunError, TaskError
@@ -176,6 +177,7 @@ def print_result(log: RunLog, options: argparse.Namespace) -> None:
         return
     show(log, Console())
     print(f"Run folder: {log.folder}")
+    write_usual_page([log])
 
 
 def localized(settings: Settings) -> Settings:

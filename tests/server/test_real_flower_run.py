@@ -26,6 +26,7 @@ from fedkron.rundir import (
     REPORT,
     ROUNDS,
     SETTINGS,
+    TENSORBOARD,
 )
 from fedkron.runlog import read_run
 
@@ -85,7 +86,8 @@ def test_real_run_completes_and_leaves_its_folder_and_nothing_else(tmp_path: Pat
     (run_id,) = (path.name for path in (folder / NODES / "trec-0" / "state").iterdir())
     states = {f"{NODES}/{node}/state/{run_id}/round-1.safetensors" for node in ("trec-0", "spam-1")}
     expected = {SETTINGS, ADAPTER, CHECKPOINT, ROUNDS, LEDGER, OUTCOME, REPORT, FLOWER_LOG, AUDIT}
-    assert files - {f".{AUDIT}.lock"} == expected | heads | states | {"audit-head.json"}
+    (scalars,) = (name for name in files if name.startswith(f"{TENSORBOARD}/"))
+    assert files - {f".{AUDIT}.lock", scalars} == expected | heads | states | {"audit-head.json"}
     assert verify(folder).rounds == 1
     assert [path.name for path in tmp_path.iterdir()] == ["real"]
     log = read_run(folder)

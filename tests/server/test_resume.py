@@ -96,6 +96,7 @@ def results_of(folder: Path) -> dict[str, object]:
     lines = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     for line in lines:
         del line["seconds"]
+        line["nodes"] = list(line["nodes"].values())  # their ids are others
     return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.exists()} | {"rounds": lines}
 
 
