@@ -2,8 +2,9 @@
 
 sweeps/<name>/
     journal.jsonl          what was begun and how it ended
+    configs/<cell>.toml    run configs, for `fedkron run -c`
     runs/<cell>/           run folders, as `fedkron run` writes them
-    logs/<cell>.log        what `fedkron run` printed for each cell
+    logs/<cell>.log        what `fedkron run` printed for each cell, the last time
     rounds.csv, .parquet   a row per cell, round and task
     cells.csv, .parquet    a row per cell
 """

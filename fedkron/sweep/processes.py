@@ -30,7 +30,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start the command of a cell, in a session of its own: a Ctrl-C in the terminal is not meant for it."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+    with log.open("wb") as output:  # of this attempt: the journal knows how earlier ones ended
         return subprocess.Popen(
             command,
             env={**os.environ, **environment, MARK: str(run)},
