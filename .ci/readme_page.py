@@ -1,7 +1,7 @@
 """README.md is the first page of the documentation: a hook of MkDocs (`hooks` in mkdocs.yml).
 
-In the repository its links begin with `docs/`, and pages link to it as `../README.md`. On the site it is `index.md`
-beside them.
+In the repository its links begin with `docs/`, and pages link to it as `../README.md`. On the site it is
+`index.md` beside them.
 """
 
 from __future__ import annotations

@@ -25,12 +25,16 @@ class Block:
     text: str
 
     def commands(self) -> Iterator[str]:
-        """The commands of a block for the shell: lines that belong together, without comments."""
+        """The commands of a block for the shell: lines that belong together, without comments.
+
+        In a `console` block they begin with `$ `, and all else is what they print.
+        """
+        lines = re.sub(r" *\\\n *", " ", self.text).splitlines()
+        if self.language == "console":
+            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         waiting = ""
-        for line in self.text.splitlines():
-            waiting += line.removeprefix("$ ") if not waiting else f"\n{line}"
-            if waiting.endswith("\\"):
-                continue
+        for line in lines:
+            waiting += line if not waiting else f"\n{line}"
             try:
                 words = shlex.split(waiting, comments=True)
             except ValueError:  # a quotation goes on in the next line

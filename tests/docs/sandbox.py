@@ -1,14 +1,15 @@
 """A copy of the repository in which the commands of one page are run, in their order.
 
-What a newcomer types is what is run. `fedkron …` is called in this process, as the console script calls it (a process each
-would import torch fifty times); everything else goes to bash. Exceptions are few, and all are here:
+What a newcomer types is what is run. `fedkron …` is called in this process, as the console script calls it
+(a process each would import torch fifty times); all else goes to bash. Exceptions are few, and here:
 
-- `make TARGET` is asked what it would do (`make -n`), `pip install 'fedkron[EXTRA]'` whether there is such an extra,
-  and programs of `simulations` and `benchmarks`, which take minutes, whether they know the options. What these really do
-  is tested elsewhere.
+- `make TARGET` is asked what it would do (`make -n`), `pip install 'fedkron[EXTRA]'` whether there is such an
+  extra, and programs of `simulations` and `benchmarks`, which take minutes, whether they know the options.
+  What these really do is tested elsewhere.
 - What runs until it is interrupted is started, awaited, and interrupted at the end of the page.
 - `127.0.0.1:PORT` is a port that is free, `superlink:8000` one at which something listens.
-- `fedkron run` sends the same messages through the same programs inside of this process, except on the pages `REAL_RUNS`.
+- `fedkron run` sends the same messages through the same programs inside of this process, except on the pages
+  `REAL_RUNS`.
 """
 
 import os
@@ -137,7 +138,8 @@ class Sandbox:
             try:
                 deadline = time.monotonic() + PATIENCE
                 while ready not in log.read_text():
-                    assert process.poll() is None and time.monotonic() < deadline, log.read_text()
+                    assert process.poll() is None, log.read_text()
+                    assert time.monotonic() < deadline, log.read_text()
                     time.sleep(0.05)
                 yield
                 process.send_signal(signal.SIGINT)

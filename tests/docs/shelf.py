@@ -1,7 +1,7 @@
-"""What the documentation's commands find: real products of fedkron, tiny, each made once and only if asked for.
+"""What the documentation's commands find: real products of fedkron, tiny, made once and only if asked for.
 
-Each method takes the path that a page names (`runs/RUN`, `my-bundle`, …) and puts the thing there. `STAND_INS` says
-which name is what; a page on which a name means something else has a line in `ON_PAGE`.
+Each method takes the path that a page names (`runs/RUN`, `my-bundle`, …) and puts it there. `STAND_INS`
+says which name is what; a page on which a name means something else has a line in `ON_PAGE`.
 """
 
 import shutil
@@ -15,7 +15,6 @@ from federation_cases import (
     federate,
     grid_of,
     run_config_for,
-    save_tiny_bert,
     tiny_tokenizer,
     write_choices,
     write_texts,
@@ -209,7 +208,7 @@ STAND_INS: dict[str, Maker] = {
     "ledger.jsonl": Shelf.ledger,
     "node1.jsonl": Shelf.socket_log,
 }
-"""What stands for a name in the documentation. It is made where a command names it and nothing before made it."""
+"""What stands for a name in the documentation: made where a command names it and nothing before made it."""
 
 ON_PAGE: dict[tuple[str, str], Maker] = {
     ("docs/faults.md", "runs/RUN"): Shelf.cut_off_run,

@@ -1,4 +1,4 @@
-"""Every command and every Python block in README.md and docs/ works, in the order in which a reader meets them."""
+"""Every command and Python block in README.md and docs/ works, in the order in which a reader meets them."""
 
 from pathlib import Path
 
@@ -9,17 +9,17 @@ from sandbox import Sandbox, sandbox
 from shelf import Shelf
 
 NOT_RUN = {
-    "flwr supernode register keys/node0/node.pub clinics": "several machines; tests/deploy does it on one",
-    "flwr supernode list clinics": "several machines; tests/deploy does it on one",
+    "flwr supernode register keys/node0/node.pub clinics": "several machines",
+    "flwr supernode list clinics": "several machines",
     "fedkron run --superlink clinics -c "
-    "'num-server-rounds=10 output-dir=\"/var/lib/fedkron/runs\" run-name=\"first\"'": "several machines",
-    "flwr supernode register keys/node1/node.pub clinics": "several machines; tests/deploy does it on one",
+    '\'num-server-rounds=10 output-dir="/var/lib/fedkron/runs" run-name="first"\'': "several machines",
+    "flwr supernode register keys/node1/node.pub clinics": "several machines",
     "fedkron federation --nodes 2 -c "
-    "'tasks=\"data/clinic-a,data/clinic-b\" num-server-rounds=3 run-name=\"rehearsal\"'": "a minute; tests/deploy",
+    '\'tasks="data/clinic-a,data/clinic-b" num-server-rounds=3 run-name="rehearsal"\'': "a minute",
     "fedkron federation --nodes 2 -c "
-    "'tasks=\"data/clinic-a,data/clinic-b\" num-server-rounds=10'": "a minute; tests/deploy does it",
+    "'tasks=\"data/clinic-a,data/clinic-b\" num-server-rounds=10'": "a minute",
 }
-"""Commands that are not run, and why."""
+"""Commands that are not run, and why. tests/deploy does all of this on one machine."""
 
 EXCERPTS = {"docs/tutorials/existing-flower-app.md": "docs/tutorials/flower-app"}
 """Pages whose Python blocks are parts of files that their commands run."""

@@ -57,7 +57,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_page_is_in_the_site(site: Path) -> None:
     for page in PAGES:
-        name = "index.html" if page == "README.md" else page.removeprefix("docs/").replace(".md", "/index.html")
+        name = (
+            "index.html" if page == "README.md" else page.removeprefix("docs/").replace(".md", "/index.html")
+        )
         assert (site / name).is_file(), f"{page}: a line under `nav` in mkdocs.yml is missing"
 
 
@@ -110,9 +112,7 @@ def test_links_lead_somewhere_in_the_repository(page: str) -> None:
             assert anchor in github_anchors(target), f"{page}: {link}"
 
 
-def test_the_site_in_a_browser_asks_nobody_else_and_its_search_finds(
-    site: Path, tmp_path: Path
-) -> None:
+def test_the_site_in_a_browser_asks_nobody_else_and_its_search_finds(site: Path, tmp_path: Path) -> None:
     from web_cases import chromium
 
     handler = partial(QuietHandler, directory=str(site))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fedkron.flower import MeteredGrid
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 
+from fedkron.flower import MeteredGrid
 from questions.task import Classifier
 
 app = ServerApp()
