@@ -7,7 +7,7 @@ What a newcomer types is what is run. `fedkron …` is called in this process, a
   extra, and programs of `simulations` and `benchmarks`, which take minutes, whether they know the options.
   What these really do is tested elsewhere.
 - What runs until it is interrupted is started, awaited, and interrupted at the end of the page.
-- `127.0.0.1:PORT` is a port that is free, `superlink:8000` one at which something listens.
+- `127.0.0.1:PORT` and `--port PORT` are ports that are free, `superlink:8000` one at which something listens.
 - `fedkron run` sends the same messages through the same programs inside of this process, except on the pages
   `REAL_RUNS`.
 """
@@ -49,10 +49,10 @@ SUPERLINK = "superlink:8000"
 """An address in the documentation at which something listens."""
 
 LEFT_OUT = (".git", ".venv", "node_modules", "runs", "bundles", "build", "dist", "__pycache__", ".*_cache")
-PATIENCE = 60
+PATIENCE = 120
 _OUTPUT = re.compile(r"(?:-o|--output|--json|--plot|>)[ =]*$")
 _PROGRAM = re.compile(r"python (?:-m )?(?P<name>(?:simulations|benchmarks)[./]\w+)")
-_ADDRESS = re.compile(r"127\.0\.0\.1:(\d{2,5})\b")
+_ADDRESS = re.compile(r"(127\.0\.0\.1:|--port )(\d{2,5})\b")
 _SHELL = re.compile(r"[|&;<>$`]")
 
 
@@ -85,7 +85,7 @@ class Sandbox:
             self.stack.enter_context(self.serving(words, SERVICES[service]))
         elif words[0] == "fedkron" and not _SHELL.search(command):
             with redirect_stdout(StringIO()) as output, redirect_stderr(output):
-                code = main(words[1:])
+                code = exit_code(words[1:])
             assert code == 0, f"{self.page}: {command}\n{output.getvalue()}"
         else:
             self.bash(command)
@@ -99,7 +99,7 @@ class Sandbox:
             capture_output=True,
             text=True,
             check=False,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, f"{self.page}: {command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
         if re.match(r"(\. |source |export |[A-Z_]+=\S+$|[A-Z_]+=\$\()", command):
@@ -154,7 +154,7 @@ class Sandbox:
         return self.ports[named]
 
     def with_addresses(self, text: str) -> str:
-        text = _ADDRESS.sub(lambda match: f"127.0.0.1:{self.port(match[1])}", text)
+        text = _ADDRESS.sub(lambda match: f"{match[1]}{self.port(match[2])}", text)
         if SUPERLINK in text:
             listener = self.stack.enter_context(socket.create_server(("127.0.0.1", 0)))
             text = text.replace(SUPERLINK, f"127.0.0.1:{listener.getsockname()[1]}")
@@ -198,6 +198,14 @@ def make_defaults_small(pyproject: Path, shelf: Shelf) -> None:
         text, changed = re.subn(rf"^{key} = .*$", f"{key} = {written}", text, count=1, flags=re.MULTILINE)
         assert changed == 1
     pyproject.write_text(text, encoding="utf-8")
+
+
+def exit_code(arguments: Sequence[str]) -> int | str | None:
+    """What the console script would end with."""
+    try:
+        return main(arguments)
+    except SystemExit as ended:  # argparse says what it does not know
+        return ended.code
 
 
 def federate_in_process(
