@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock audit data web demo federation chaos test lint format clean
+.PHONY: help install lock audit data web demo federation chaos docs test lint format clean
 WEB := export/web/node_modules/.package-lock.json
 
 help: ## Show this help
@@ -62,6 +62,9 @@ $(WEB): export/web/package-lock.json $(VENV)/.installed
 	@touch $@
 
 web: $(WEB) ## Fetch what the browser page is made of
+
+docs: install ## Build the documentation as pages: build/site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 test: data web ## Run all tests
 	$(BIN)/python -m pytest

@@ -41,7 +41,7 @@ def show_ledger(transfers: Ledgered, console: Console) -> None:
     console.print(sections_table("Messages and their bytes per node", "node", by_node(transfers)))
     console.print(sections_table("Messages and their bytes in all", "", {"all": transfers}))
     cost = totals(transfers)
-    if not math.isnan(cost.factor):
+    if cost.baseline and not math.isnan(cost.factor):
         console.print(
             f"\n{kilobytes(cost.messages)} both ways; the same in float32 (LoRA-8 for adapted layers) would "
             f"be {kilobytes(cost.baseline)}: {cost.factor:.1f}× smaller.",

@@ -21,6 +21,8 @@ from cryptography.hazmat.primitives.serialization import (
 from fedkron.errors import AuditError
 
 SigningKey: TypeAlias = Ed25519PrivateKey
+"""The server's private key."""
+
 PublicKey: TypeAlias = Ed25519PublicKey
 
 
