@@ -68,7 +68,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--json", metavar="PATH", help="write all figures as JSON (- for standard output)")
-    parser.add_argument("--quick", action="store_true", help="MiniLM, three contestants, few texts and rounds")
+    parser.add_argument(
+        "--quick", action="store_true", help="MiniLM, three contestants, few texts and rounds"
+    )
     parser.add_argument("--bases", nargs="+", metavar="NAME", choices=BASES, help=", ".join(BASES))
     parser.add_argument(
         "--contestants", nargs="+", metavar="NAME", choices=CONTESTANTS, help=", ".join(CONTESTANTS)

@@ -44,8 +44,8 @@ CONTESTANTS: dict[str, Callable[[nn.Module], nn.Module]] = {
 }
 """By name: puts an adapter on every linear layer of a frozen backbone.
 
-KronA's A is as large as Kron-LoRA's, so that it is Kron-LoRA without the low rank. PEFT's LoKr has w1 of 2 × 2,
-and no dropout.
+KronA's A is as large as Kron-LoRA's, so that it is Kron-LoRA without the low rank. PEFT's LoKr has w1 of
+2 × 2, and no dropout.
 """
 
 
