@@ -20,7 +20,7 @@ import torch
 from simulations.paper.throughput_study.bases import BASES, DISTILBERT, MINILM, MISTRAL
 from simulations.paper.throughput_study.contestants import CONTESTANTS, KRON_LORA, LORA, PEFT_LORA
 from simulations.paper.throughput_study.memory import measure_memory
-from simulations.paper.throughput_study.report import figures, show
+from simulations.paper.throughput_study.report import figures, show_memory, show_speed
 from simulations.paper.throughput_study.speed import measure_speed
 from simulations.study.command import tables_console, write
 
@@ -45,17 +45,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
-    bases = {name: BASES[name].with_texts(options.texts) for name in options.bases}
-    speeds = [
-        measure_speed(name, base, options.contestants, device, budget=options.budget, visits=options.visits)
-        for name, base in bases.items()
-    ]
-    memories = [
-        measure_memory(name, base, contestant, options.device)
-        for name, base in bases.items()
-        for contestant in options.contestants
-    ]
-    show(speeds, memories, tables_console(options.json))
+    console = tables_console(options.json)
+    speeds, memories = [], []
+    for name in options.bases:
+        base = BASES[name].with_texts(options.texts)
+        contestants = options.contestants
+        speed = measure_speed(name, base, contestants, device, budget=options.budget, visits=options.visits)
+        show_speed(speed, console)
+        of_base = [measure_memory(name, base, contestant, options.device) for contestant in contestants]
+        show_memory(of_base, console)
+        speeds.append(speed)
+        memories += of_base
     if options.json:
         write(json.dumps(figures(speeds, memories), indent=1), options.json)
     return 0

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.adapter_contest.timing import ratio
 from simulations.paper.throughput_study.contestants import LORA, PEFT_LORA
@@ -17,13 +16,6 @@ from simulations.study.tables import NOTHING, table_of
 
 REFERENCES = (LORA, PEFT_LORA)
 """What ratios are taken to: LoRA-8 by the same code, and by the library that people use."""
-
-
-def show(speeds: Sequence[Speed], memories: Sequence[Memory], console: Console) -> None:
-    """Print a table of speed and one of memory for each base."""
-    for speed in speeds:
-        console.print(_speed_table(speed))
-        console.print(_memory_table([one for one in memories if one.base == speed.base]))
 
 
 def figures(speeds: Sequence[Speed], memories: Sequence[Memory]) -> dict[str, object]:
@@ -42,26 +34,26 @@ def _ratios(speed: Speed) -> dict[str, dict[str, object]]:
     }
 
 
-def _speed_table(speed: Speed) -> Table:
+def show_speed(speed: Speed, console: Console) -> None:
+    """Print steps and tokens a second on a base, and ratios of times."""
     rounds = len(next(iter(speed.seconds.values())))
     table = table_of(
         f"{speed.base}: training, {speed.batch_tokens:,} tokens a step, {speed.threads} thread(s), "
-        f"{speed.device}; medians of {rounds} rounds;\ntime over another's: median and quartiles of the "
-        "ratios by round",
+        f"{speed.device}; medians of {rounds} rounds; time over another's: median and quartiles of the ratios "
+        "by round",
         *("adapter", "steps/s", "tokens/s", *(f"time / {to}'s" for to in REFERENCES)),
     )
     for name, seconds in speed.seconds.items():
         steps = 1 / statistics.median(seconds)
         over = [str(ratio(speed.seconds, name, to)) if to in speed.seconds else NOTHING for to in REFERENCES]
         table.add_row(name, f"{steps:,.2f}", f"{steps * speed.batch_tokens:,.0f}", *over)
-    return table
+    console.print(table)
 
 
-def _memory_table(memories: Sequence[Memory]) -> Table:
+def show_memory(memories: Sequence[Memory], console: Console) -> None:
+    """Print what training on one base takes of memory."""
     table = table_of(
-        f"{memories[0].base}: memory of training besides the base, MB (10⁶ bytes), each in a fresh process"
-        if memories
-        else "no memory was measured",
+        f"{memories[0].base}: memory of training besides the base, MB (10⁶ bytes), each in a fresh process",
         *("adapter", "trained parameters", "kept for backward", "gradients", "optimizer", "peak of a step"),
     )
     for one in memories:
@@ -69,4 +61,4 @@ def _memory_table(memories: Sequence[Memory]) -> Table:
         table.add_row(
             one.contestant, f"{one.trained_parameters:,}", *(f"{size / 1e6:,.2f}" for size in sizes)
         )
-    return table
+    console.print(table)
