@@ -56,6 +56,7 @@ from simulations.study.pool import processes
 from simulations.study.progress import run_missing
 from simulations.study.workload import Workload
 
+DEMO = "demo:"
 TUNING_SEED = 100
 KRON_RATES = (1e-3, 3e-3)
 RATES = {KRON_LORA: KRON_RATES, LORA: (3e-4, 1e-3), KRONA: (3e-4, 1e-3)}
@@ -132,10 +133,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = tables_console(options.json)
     pairs = _pairs(options)
     try:
-        prepare_demo()
-        sources = _sources(pairs, options)
         journal = Journal[Job, Outcome](Outcome, options.resume)
         if not options.only_show:
+            sources = _sources(pairs, options)
             with processes(options.workers) as executor:
                 run(pairs, sources, journal, executor, Console(stderr=True))
     except FedKronError as error:
@@ -281,8 +281,12 @@ def _measured(pair: Pair, rounds: int | None) -> tuple[int, ...]:
 
 
 def _sources(pairs: Sequence[Pair], options: argparse.Namespace) -> dict[str, str]:
+    """Where each task is read from; what is built in is prepared."""
+    names = {name for pair in pairs for name in (*pair.load.tasks, pair.load.base)}
+    if any(name.startswith(DEMO) for name in names):
+        prepare_demo()
     tasks = {task for pair in pairs for task in pair.load.tasks}
-    demo = {task: task for task in tasks if task.startswith("demo:")}
+    demo = {task: task for task in tasks if task.startswith(DEMO)}
     return demo if demo.keys() == tasks else demo | task_sources(options.data)
 
 

@@ -44,6 +44,7 @@ from simulations.paper.forgetting_study.ways import (
     SEQUENCE,
     Way,
 )
+from simulations.paper.tasks import TASKS
 from simulations.study.data import TEST, VALIDATION
 from simulations.study.journal import Journal
 from simulations.study.workload import Workload
@@ -319,6 +320,40 @@ def test_a_study_tunes_then_runs_seed_by_seed_and_repeats_nothing(
     for name in ("plot.svg", "again.svg"):
         plot({part.title: lines}, tmp_path / name)
     assert (tmp_path / "plot.svg").read_bytes() == (tmp_path / "again.svg").read_bytes()
+
+
+def test_the_program_runs_shows_what_it_has_and_writes_all_of_it(
+    tiny_bert: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, name in enumerate(TASKS):
+        write_choices(tmp_path / "data" / name, seed=number)
+    arc = FULL[-1]
+    small = replace(
+        arc,
+        load=replace(arc.load, rounds=1, train_texts=8, test_texts=8, base=str(tiny_bert)),
+        ways={SHARED: (ONE_MACHINE, MERGED_TASKS)},
+        measured=(1, 2),
+        rates={KRON_LORA: (1e-2,)},
+        seeds=1,
+    )
+    monkeypatch.setattr(forgetting, "QUICK", (small,))
+    monkeypatch.setattr(forgetting, "processes", ThreadPoolExecutor)  # a new process takes seconds to import
+    written, drawn = tmp_path / "found.json", tmp_path / "found.svg"
+    options = ["--quick", "--workers", "1", "--resume", str(tmp_path / "journal.jsonl")]
+    assert forgetting.main([*options, "--only-show"]) == 0
+    assert capsys.readouterr().out == ""
+    run_it = ["--data", str(tmp_path / "data"), "--json", str(written), "--plot", str(drawn)]
+    assert forgetting.main([*options, *run_it]) == 0
+    shown = capsys.readouterr().out
+    assert forgetting.main([*options, "--only-show"]) == 0
+    assert capsys.readouterr().out == shown
+    (part,) = json.loads(written.read_text())
+    assert [line["way"] for line in part["lines"][:3]] == [ONE_MACHINE.name] * 3
+    assert len(part["runs"]) == 3
+    assert drawn.read_text().startswith("<?xml")
+
+    assert forgetting.main([*options, "--data", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_the_journal_gives_back_what_another_process_would_find(

@@ -39,8 +39,8 @@ def show_speed(speed: Speed, console: Console) -> None:
     rounds = len(next(iter(speed.seconds.values())))
     table = table_of(
         f"{speed.base}: training, {speed.batch_tokens:,} tokens a step, {speed.threads} thread(s), "
-        f"{speed.device}; medians of {rounds} rounds; time over another's: median and quartiles of the ratios "
-        "by round",
+        f"{speed.device}; medians of {rounds} rounds; time over another's: median and quartiles of the "
+        "ratios by round",
         *("adapter", "steps/s", "tokens/s", *(f"time / {to}'s" for to in REFERENCES)),
     )
     for name, seconds in speed.seconds.items():
