@@ -10,6 +10,9 @@ from simulations.paper.forgetting_study.jobs import Outcome
 from simulations.paper.forgetting_study.summary import Figure, Line
 from simulations.study.tables import NOTHING, table_of
 
+WIDE = 165
+"""Columns of the table in a file or pipe: more than other studies have."""
+
 
 def show(title: str, lines: Sequence[Line], head_only: str, console: Console) -> None:
     """Print what each way forgets."""
@@ -30,6 +33,8 @@ def show(title: str, lines: Sequence[Line], head_only: str, console: Console) ->
             *(_percent(f) if f else NOTHING for f in (line.against, line.both_against)),
             end_section=after is not None and after.way != line.way,
         )
+    if not console.is_terminal:
+        console.width = WIDE
     console.print(table)
 
 
