@@ -1,0 +1,1 @@
+"""What `simulations/paper/forgetting.py` is made of."""

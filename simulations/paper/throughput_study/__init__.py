@@ -1,0 +1,1 @@
+"""What `simulations/paper/throughput.py` is made of."""
