@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 from fedkron.aggregation import AGGREGATIONS, ROBUST_RULES
@@ -236,7 +237,7 @@ def run_config(settings: object, prefix: str = "") -> dict[str, Any]:
 
 
 def _typed(cls: type[T], config: Mapping[str, object], prefix: str) -> T:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)
     values: dict[str, object] = {}
     for item in fields(cls):  # type: ignore[arg-type]
         key = prefix + item.name.replace("_", "-")
@@ -246,6 +247,11 @@ def _typed(cls: type[T], config: Mapping[str, object], prefix: str) -> T:
         elif key in config:
             values[item.name] = _converted(key, config[key], wanted)
     return cls(**values)
+
+
+@cache  # it takes most of the time that settings take, and they are read for every message
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _converted(key: str, value: object, wanted: type) -> object:
