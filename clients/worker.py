@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from functools import lru_cache
+from logging import INFO
 from typing import Any
 
+from flwr.common import log
 from torch import nn
 
 from clients.batches import Tokenized, tokenize
@@ -16,6 +19,9 @@ from fedkron.adapters import adapter_layout, attach
 from fedkron.base import Base, TaskModel, load_base
 from fedkron.layout import AdapterLayout
 from fedkron.settings import AdapterSettings
+
+BASE_LOADED = "loaded the base"
+"""In Flower's log, once for each process that serves nodes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +76,7 @@ def tokenized(worker: Worker, examples: tuple[Example, ...], max_length: int) ->
 @lru_cache(maxsize=1)
 def _loaded_base(base: str, device: str, truncation_side: str) -> Base:
     loaded = load_base(base)
+    log(INFO, "%s %s by process %d", BASE_LOADED, base, os.getpid())
     loaded.tokenizer.truncation_side = truncation_side
     loaded.backbone.to(choose_device(device))
     return loaded

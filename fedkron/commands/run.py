@@ -21,7 +21,7 @@ from fedkron.demo import DEMO_TASKS, resolve_task
 from fedkron.errors import ConfigError, RunError, TaskError
 from fedkron.exchange import load_snapshot, write_atomically
 from fedkron.report import figures, show
-from fedkron.rundir import CHECKPOINT, FLOWER_LOG, OUTCOME, REPORT, SETTINGS, run_directory
+from fedkron.rundir import CHECKPOINT, FLOWER_LOG, LEDGER, OUTCOME, REPORT, SETTINGS, run_directory
 from fedkron.runlog import RunLog, read_run
 from fedkron.settings import Settings, run_config
 
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
 
 FILE_POLL_SECONDS = 0.5
 STATUS_POLL_SECONDS = 15.0
-"""Asking Flower costs a process start, so the run folder is watched and Flower is asked seldom."""
+"""Asking Flower costs a process start, a second of CPU time: the run folder is watched, and Flower is asked
+when nothing has been written there for so long.
+"""
 
 SILENCE_SECONDS = 180.0
 """So long may a SuperLink fail to answer: a restart takes seconds, one by hand may take minutes."""
@@ -272,12 +274,16 @@ def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress)
     from fedkron.flower.superlink import FINISHED
 
     asked = answered = time.monotonic()
+    written = 0
     try:
         while True:
             log = read_run(folder) if (folder / SETTINGS).exists() else None
             if log is not None:
                 progress.update(log)
             ended = log is not None and log.outcome is not None
+            if (size := _size(folder / LEDGER)) != written:
+                written = size  # messages come and go: Flower need not be asked
+                asked = answered = time.monotonic()
             if ended or time.monotonic() - asked > STATUS_POLL_SECONDS:
                 asked = time.monotonic()
                 try:
@@ -292,6 +298,10 @@ def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress)
     except KeyboardInterrupt:
         connection.stop(run_id)
         raise
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _tail(text: str, lines: int = 20) -> str:
