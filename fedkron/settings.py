@@ -237,7 +237,7 @@ def run_config(settings: object, prefix: str = "") -> dict[str, Any]:
 
 
 def _typed(cls: type[T], config: Mapping[str, object], prefix: str) -> T:
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     values: dict[str, object] = {}
     for item in fields(cls):  # type: ignore[arg-type]
         key = prefix + item.name.replace("_", "-")
