@@ -11,9 +11,9 @@ from pathlib import Path
 from flwr.app import MessageType
 
 from fedkron.audit import AuditLog, public_key_of, server_key
+from fedkron.flower.awaited import Arrival
 from fedkron.flower.global_adapter import FOR_ALL
-from fedkron.flower.grid import Arrival
-from fedkron.flower.strategy import Verdict
+from fedkron.flower.round_report import Verdict
 from fedkron.rundir import AUDIT, CHECKPOINT, SETTINGS
 
 KEY_VARIABLE = "FEDKRON_AUDIT_KEY"

@@ -18,7 +18,7 @@ from fedkron.flower.local_privacy import multiplier
 from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.per_size import PerSize
 from fedkron.flower.per_task import PerTask
-from fedkron.flower.strategy import Verdict
+from fedkron.flower.round_report import Verdict
 from fedkron.flower.uploads import Upload
 from fedkron.layout import AdapterLayout
 from fedkron.privacy import Budget, Charges, LocalCharges

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from logging import INFO, WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
@@ -18,13 +17,11 @@ from flwr.common import log
 from flwr.serverapp import Grid
 
 from fedkron.compression import codec
-from fedkron.compression.shared_state import SharedState
 from fedkron.errors import FedKronError, PayloadError, RunError
 from fedkron.exchange import Tree
+from fedkron.flower.awaited import Arrival, Awaited, Reference, asks_for_state, packed, transfer_of
 from fedkron.flower.downlink import Downlink, Target
 from fedkron.flower.grid_wrapper import GridWrapper
-from fedkron.flower.secure_wire import secure_bytes
-from fedkron.flower.uploads import Packed
 from fedkron.flower.wire import (
     MADE_BY_THE_SUPERLINK,
     REJECTED_UPLOAD,
@@ -32,9 +29,7 @@ from fedkron.flower.wire import (
     Broadcast,
     carries_upload,
     is_packed,
-    message_bytes,
     pack_broadcast,
-    packed_bytes,
     payload_of,
     replace_records,
     round_of,
@@ -42,37 +37,7 @@ from fedkron.flower.wire import (
     to_state,
 )
 from fedkron.layout import AdapterLayout, State
-from fedkron.ledger import BASELINE_RANK, Direction, Ledger, Transfer
-
-
-@dataclass(frozen=True)
-class Arrival:
-    """What a node has sent: the SHA-256 and size in bytes of each of its payloads, by record key."""
-
-    round: int
-    node: int
-    payloads: Mapping[str, tuple[str, int]]
-
-
-@dataclass(frozen=True)
-class _Reference:
-    """What an upload is a change of, and the shared state that its message led to."""
-
-    state: State
-    layout: AdapterLayout
-    shared: SharedState
-    digest: bytes
-
-
-@dataclass
-class Awaited:
-    """What the server remembers of a message until its reply comes."""
-
-    message: Message
-    round: int
-    references: dict[str, _Reference] = field(default_factory=dict)
-    asked_for: str | None = None
-    """Id of the message that the strategy waits for, where this one was sent in its place."""
+from fedkron.ledger import Direction, Ledger
 
 
 class CompressedGrid(GridWrapper):
@@ -160,7 +125,7 @@ class CompressedGrid(GridWrapper):
                 reply.metadata.__dict__["_src_node_id"] = memory.message.metadata.dst_node_id
             else:
                 self._enter(reply, "up", memory, node=reply.metadata.src_node_id)
-            if not _asks_for_state(reply, memory):
+            if not asks_for_state(reply, memory):
                 replies.append(self._decoded(reply, memory))
             elif not self._sent_whole_state(memory, reply):
                 replies.append(reply)
@@ -203,7 +168,7 @@ class CompressedGrid(GridWrapper):
             published = self._downlink(key).publish(targets, sent[0].round)
             for lot, target, shared in zip(lots.values(), targets, published, strict=True):
                 for memory in lot:
-                    memory.references[key] = _Reference(
+                    memory.references[key] = Reference(
                         target.state, target.layout, shared, shared.held.digest
                     )
 
@@ -286,42 +251,4 @@ class CompressedGrid(GridWrapper):
         reply.content = replace_records(reply.content, is_packed, open_record)
 
     def _enter(self, message: Message, direction: Direction, sent: Awaited, *, node: int) -> None:
-        records = [] if message.has_error() else message.content.config_records.values()
-        packed = [packed_bytes(record) for record in records if is_packed(record)]
-        packed += secure_bytes(records, [reference.layout for reference in sent.references.values()])
-        layouts = [reference.layout for reference in sent.references.values()] if packed else []
-        dense = sum(part.dense for part in packed)
-        # Arrays of an app without adapters are all dense; there they are what matters, not a head.
-        head = dense if any(layout.modules for layout in layouts) else 0
-        self.ledger.record(
-            Transfer(
-                round=sent.round,
-                node=str(node),
-                phase=message.metadata.message_type,
-                direction=direction,
-                factor_bytes=sum(part.factors for part in packed) + dense - head,
-                head_bytes=head,
-                header_bytes=sum(part.headers for part in packed),
-                message_bytes=message_bytes(message),
-                baseline_bytes=sum(4 * layout.lora_size(BASELINE_RANK) for layout in layouts),
-            )
-        )
-
-
-def _asks_for_state(reply: Message, memory: Awaited) -> bool:
-    """Whether to send the whole state: not twice, and not when the shared state has moved on since."""
-    return (
-        reply.has_error()
-        and reply.error.code == UNKNOWN_STATE
-        and memory.asked_for is None
-        and all(r.digest == r.shared.held.digest for r in memory.references.values())
-    )
-
-
-def packed(key: str, record: object, sent: Awaited) -> Packed:
-    """An upload with what it is a change of; raises `PayloadError` for one that answers nothing."""
-    if key not in sent.references:
-        raise PayloadError(f"payload {key!r} answers nothing that was sent ({sorted(sent.references)})")
-    assert isinstance(record, ConfigRecord)
-    reference = sent.references[key]
-    return Packed(payload_of(record), reference.state, reference.layout, sent.round)
+        self.ledger.record(transfer_of(message, direction, sent, node))

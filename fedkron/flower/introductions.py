@@ -1,16 +1,19 @@
-"""Asking nodes who they are, before they are sent an adapter of their own."""
+"""Waiting for nodes, and asking them who they are before they are sent an adapter of their own."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedkron.aggregation import Size
-from fedkron.errors import FedKronError, PayloadError
+from fedkron.errors import FedKronError, PayloadError, RunError
 from fedkron.flower.admission import ORIGIN, origin_of
 from fedkron.flower.global_adapter import GlobalAdapter, Introduction
+
+NODES_POLL_SECONDS = 0.5
 
 SIZE = "size"
 """Key of the ConfigRecord in which a node names the `rank` and `d-a2` of its adapter; 0 is the global
@@ -60,3 +63,17 @@ def _introduction(reply: Message) -> Introduction:
     if not (isinstance(task, str) and isinstance(rank, int) and isinstance(d_a2, int)):
         raise PayloadError(f"its introduction has task {task!r}, rank {rank!r} and d-a2 {d_a2!r}")
     return Introduction(task, Size(rank, d_a2 or None))
+
+
+def await_nodes(grid: Grid, count: int, round_: int, timeout: float) -> None:
+    """Wait until so many nodes are there. Flower would wait for ever; after `timeout` seconds this raises
+    `RunError`.
+    """
+    deadline = time.monotonic() + timeout
+    while (there := len(list(grid.get_node_ids()))) < count:
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"round {round_}: {there} nodes are online, {count} are needed, and no more came in "
+                f"{timeout:g} seconds"
+            )
+        time.sleep(NODES_POLL_SECONDS)

@@ -8,11 +8,8 @@ a round in which too many clients fail ends the run as failed instead of going o
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
-import numpy as np
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.app.message import make_message
 from flwr.serverapp import Grid
@@ -22,14 +19,15 @@ from fedkron.errors import RunError
 from fedkron.exchange import Tree
 from fedkron.flower.admission import Origin, check_replies, metrics_of, origin_of
 from fedkron.flower.global_adapter import ARRAYS, FOR_ALL, Answer, GlobalAdapter, MakeAdapter
-from fedkron.flower.introductions import introduce
+from fedkron.flower.introductions import await_nodes, introduce
 from fedkron.flower.norm_limit import NormLimit
 from fedkron.flower.one_for_all import one_for_all
 from fedkron.flower.optimizer_state import optimizer_snapshot, restore_optimizer
+from fedkron.flower.round_report import RoundReport, Verdict, by_task
 from fedkron.flower.uploads import Upload, plain_uploads
 from fedkron.flower.wire import EXPLAINED_ERROR, REJECTED_UPLOAD, to_arrays, to_state
 from fedkron.layout import AdapterLayout
-from fedkron.privacy import Charges, Spent
+from fedkron.privacy import Charges
 
 CONTRACT, TRAINS, RESUMES = "contract", "trains", "resumes"
 """Keys in the config of each message: the contract of the node's adapter, which records it trains, and the
@@ -37,46 +35,6 @@ run that is gone on with.
 """
 
 PHASES = {"introduction": "introducing themselves", "train": "training", "evaluate": "evaluation"}
-
-NODES_POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True)
-class TaskReport:
-    """What the clients of one task measured: means weighted by their numbers of examples."""
-
-    clients: int
-    examples: int
-    metrics: Mapping[str, float]
-
-
-@dataclass
-class RoundReport:
-    """One round as the server saw it.
-
-    `failures` are the reasons, `projection_error` is relative, `groups` says which clients (task-partition)
-    share an adapter, where not all do. `privacy` is what differential privacy has cost, with this round.
-    """
-
-    round: int
-    trained: dict[str, TaskReport] = field(default_factory=dict)
-    evaluated: dict[str, TaskReport] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
-    projection_error: float | None = None
-    groups: dict[str, list[str]] = field(default_factory=dict)
-    privacy: Spent | None = None
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Who was admitted in one phase (`train`, `evaluate`) of a round, with what weight, and who was not, and
-    why.
-    """
-
-    round: int
-    phase: str
-    admitted: Mapping[Origin, float]
-    refused: Mapping[int, str]
 
 
 class FedKron(FedAvg):
@@ -163,7 +121,7 @@ class FedKron(FedAvg):
         choose = super().configure_train if self._optimizer is None else self._optimizer.configure_train
         if self._seed is not None:
             random.seed(f"{self._seed}, round {number}")  # Flower chooses clients with it
-        self._await_nodes(grid)
+        await_nodes(grid, self.min_available_nodes, number, self._timeout)
         messages = self._addressed(choose(number, arrays, config, grid), number, arrays, grid)
         if self._privacy is not None:  # whether an answer will be used or not: it may have left the node
             self._report.privacy = self._privacy.charge(self._expected)
@@ -188,7 +146,7 @@ class FedKron(FedAvg):
         valid = [reply for reply in admitted if reply.metadata.src_node_id not in self._failed]
         self._end_phase("train", valid)
         self._report.projection_error = combined.projection_error
-        self._report.trained = self._by_task(valid)
+        self._report.trained = by_task(valid, self.weighted_by_key)
         metrics = self.train_metrics_aggr_fn([reply.content for reply in valid], self.weighted_by_key)
         arrays = to_arrays(combined.adapter)
         if self._optimizer is not None:
@@ -205,7 +163,7 @@ class FedKron(FedAvg):
     ) -> Iterable[Message]:
         """Choose the clients that evaluate, as FedAvg does, and send each its adapter."""
         number = self._rounds_before + server_round
-        self._await_nodes(grid)
+        await_nodes(grid, self.min_available_nodes, number, self._timeout)
         messages = super().configure_evaluate(number, arrays, config, grid)
         return self._addressed(messages, number, arrays, grid)
 
@@ -220,7 +178,7 @@ class FedKron(FedAvg):
         """
         valid = self._admitted(replies, "evaluate", dict.fromkeys(self._expected, ()))
         self._end_phase("evaluate", valid)
-        self._report.evaluated = self._by_task(valid)
+        self._report.evaluated = by_task(valid, self.weighted_by_key)
         self._report.groups = self._groups(valid)
         self._on_round(self._report, self.adapters)
         if not valid:
@@ -261,17 +219,6 @@ class FedKron(FedAvg):
             if origin.node in renamed
         }
         return arrays
-
-    def _await_nodes(self, grid: Grid) -> None:
-        """Flower would wait for ever: wait as long as for replies, then raise `RunError`."""
-        deadline = time.monotonic() + self._timeout
-        while (there := len(list(grid.get_node_ids()))) < self.min_available_nodes:
-            if time.monotonic() > deadline:
-                raise RunError(
-                    f"round {self._report.round}: {there} nodes are online, {self.min_available_nodes} are "
-                    f"needed, and no more came in {self._timeout:g} seconds"
-                )
-            time.sleep(NODES_POLL_SECONDS)
 
     def _answer(self, reply: Message) -> Answer:
         return Answer(origin_of(reply), self._uploads(reply), self._weight(reply))
@@ -348,22 +295,6 @@ class FedKron(FedAvg):
             if group != FOR_ALL and group in held:
                 groups.setdefault(group, []).append(f"{origin.task}-{origin.partition}")
         return groups
-
-    def _by_task(self, replies: list[Message]) -> dict[str, TaskReport]:
-        groups: dict[str, list[Message]] = {}
-        for reply in replies:
-            groups.setdefault(origin_of(reply).task, []).append(reply)
-        return {task: self._task_report(group) for task, group in groups.items()}
-
-    def _task_report(self, replies: list[Message]) -> TaskReport:
-        records = [metrics_of(reply) for reply in replies]
-        weights = [record[self.weighted_by_key] for record in records]
-        means = {
-            name: float(np.average([record[name] for record in records], weights=weights))
-            for name in records[0]
-            if name != self.weighted_by_key
-        }
-        return TaskReport(len(replies), int(sum(weights)), means)
 
 
 def _reason(error: Error) -> str:

@@ -12,7 +12,8 @@ from fedkron.compression import inspect_header
 from fedkron.compression.codecs import codec_of_id
 from fedkron.compression.payload import payload_sizes
 from fedkron.errors import ContractError, PayloadError
-from fedkron.flower.grid import Awaited, CompressedGrid, packed
+from fedkron.flower.awaited import Awaited, packed
+from fedkron.flower.grid import CompressedGrid
 from fedkron.flower.secure_wire import is_masked
 from fedkron.flower.uploads import Packed, Upload
 from fedkron.flower.wire import is_packed, message_bytes

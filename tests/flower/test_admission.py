@@ -11,8 +11,8 @@ from seam_cases import SHAPES, initial, record, state_of, third_party_app
 
 from fedkron.compression import HEADER_SIZE, codec, encode
 from fedkron.flower import FedKron, compressed_exchange
-from fedkron.flower.grid import Arrival
-from fedkron.flower.strategy import Verdict
+from fedkron.flower.awaited import Arrival
+from fedkron.flower.round_report import Verdict
 from fedkron.flower.unopened_grid import UnopenedGrid
 from fedkron.flower.wire import PAYLOAD
 from fedkron.layout import AdapterLayout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedkron.aggregation.robust_rules import MEAN
 from fedkron.errors import ConfigError
-from fedkron.settings import (
+from fedkron.settings.schema import (
     ADAPTIVE_CLIPPING,
     CENTRAL_PRIVACY,
     EQUAL_SIZES,
