@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if Path(sys.argv[0]).name.startswith("flwr-simulation"):
@@ -23,11 +25,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from clients import training
-from clients.batches import tokenize
+from clients.features import identity_of, kept_features
 from clients.node import Node, this_node
 from clients.privacy import private
-from clients.worker import Worker, load_worker
-from fedkron.adapters import adapter_layout, adapter_state, folded, load_adapter_state, only_trained
+from clients.worker import Worker, load_worker, tokenized
+from fedkron.adapters import adapter_state, folded, load_adapter_state, only_trained
 from fedkron.base import TaskModel
 from fedkron.errors import ConfigError, ContractError
 from fedkron.exchange import HeadFile, save_head
@@ -66,12 +68,13 @@ def train(message: Message, context: Context) -> Message:
     """Fine-tune the received adapter, or the part whose turn it is, and this node's head; answer with
     that.
     """
-    settings, node, worker = _setup(context)
-    layout, model = _model(message, context, settings, node, worker)
-    examples = tokenize(node.task.train, worker.tokenizer, settings.train.max_length)
+    settings, node, worker = setup = _setup(context)
+    received = _records(message, ARRAYS)
+    layout, model = _model(message, received, context, setup)
+    examples = tokenized(worker, node.task.train, settings.train.max_length)
     # A seed of its own for every node and round, the same in every run.
     seed = _seed(settings.seed, node.partition, _round(message))
-    trained = _trained_names(message)
+    trained = _trained_names(message, received)
     mu = float(_config(message).get("proximal-mu", 0.0))  # type: ignore[arg-type]
     names = {name for part in trained.values() for name in part}
     with only_trained(model.backbone, names), folded(model.backbone, _terms(message)):
@@ -87,11 +90,14 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """Measure the received adapter with this node's head on this node's test split."""
-    settings, node, worker = _setup(context)
-    _, model = _model(message, context, settings, node, worker)
-    examples = tokenize(node.task.test, worker.tokenizer, settings.train.max_length)
-    with folded(model.backbone, _terms(message)):
-        result = training.evaluate(model, examples, worker.pad_id)
+    settings, node, worker = setup = _setup(context)
+    received = _records(message, ARRAYS)
+    layout, model = _model(message, received, context, setup)
+    examples = tokenized(worker, node.task.test, settings.train.max_length)
+    terms = _terms(message)
+    features = kept_features(model.backbone, identity_of(layout.contract, *received.values(), *terms))
+    with folded(model.backbone, terms):
+        result = training.evaluate(model, examples, worker.pad_id, features)
     metrics = MetricRecord(
         {
             "accuracy": result.accuracy,
@@ -116,26 +122,35 @@ def _node(context: Context) -> tuple[Settings, Node]:
     return settings, node
 
 
-def _setup(context: Context) -> tuple[Settings, Node, Worker]:
+class Setup(NamedTuple):
+    """What a message is answered with."""
+
+    settings: Settings
+    node: Node
+    worker: Worker
+
+
+def _setup(context: Context) -> Setup:
     settings, node = _node(context)
     worker = load_worker(settings.base, node.adapter, settings.device, settings.train.truncation_side)
-    return settings, node, worker
+    return Setup(settings, node, worker)
 
 
 def _model(
-    message: Message, context: Context, settings: Settings, node: Node, worker: Worker
+    message: Message, records: Mapping[str, State], context: Context, setup: Setup
 ) -> tuple[AdapterLayout, TaskModel]:
     """This node's model: the received adapter on the base, and the head (kept, shared, or new)."""
-    layout = adapter_layout(worker.adapted, worker.fingerprint)
+    settings, node, worker = setup
+    layout = worker.layout
     if settings.shared_head_outputs:
-        layout = layout.with_head(settings.shared_head_outputs, worker.hidden_size)
+        layout = _with_head(layout, settings.shared_head_outputs, worker.hidden_size)
     contract = _config(message).get("contract")
     if contract != layout.contract:
         raise ContractError(
             f"the server's adapter has contract {str(contract)[:12]}…, this node's base {settings.base!r} "
             f"needs {layout.contract[:12]}…: use the same base weights and adapter settings everywhere"
         )
-    received = {name: values for part in _records(message, ARRAYS).values() for name, values in part.items()}
+    received = {name: values for part in records.values() for name, values in part.items()}
     model = worker.task_model(len(node.task.labels) or 1)
     if layout.has_head:
         _set_head(model, received.pop(HEAD_WEIGHT), received.pop(HEAD_BIAS))
@@ -144,6 +159,11 @@ def _model(
         _set_head(model, kept[HEAD_WEIGHT], kept[HEAD_BIAS])
     load_adapter_state(model.backbone, received)
     return layout, model
+
+
+@lru_cache(maxsize=16)  # its contract takes milliseconds to compute
+def _with_head(layout: AdapterLayout, outputs: int, hidden_size: int) -> AdapterLayout:
+    return layout.with_head(outputs, hidden_size)
 
 
 def _state(model: TaskModel, layout: AdapterLayout) -> State:
@@ -177,8 +197,7 @@ def _head_only_accuracy(context: Context, settings: Settings, node: Node, worker
     """Measured once per node, then remembered: it does not depend on the federation."""
     if HEAD_ONLY not in context.state:
         train_examples, test_examples = (
-            tokenize(part, worker.tokenizer, settings.train.max_length)
-            for part in (node.task.train, node.task.test)
+            tokenized(worker, part, settings.train.max_length) for part in (node.task.train, node.task.test)
         )
         result = training.evaluate_head_only(
             worker.bare,
@@ -189,6 +208,7 @@ def _head_only_accuracy(context: Context, settings: Settings, node: Node, worker
             pad_id=worker.pad_id,
             epochs=settings.num_server_rounds * settings.train.epochs,
             seed=_seed(settings.seed, node.partition, 0),
+            features=kept_features(worker.bare, identity_of(worker.fingerprint)),
         )
         context.state[HEAD_ONLY] = MetricRecord({"accuracy": result.accuracy})
     return float(context.state.metric_records[HEAD_ONLY]["accuracy"])  # type: ignore[arg-type]
@@ -213,9 +233,8 @@ def _terms(message: Message) -> list[State]:
     return list(_records(message, TERMS).values())
 
 
-def _trained_names(message: Message) -> dict[str, list[str]]:
+def _trained_names(message: Message, received: Mapping[str, State]) -> dict[str, list[str]]:
     """The tensors that are to be trained, by the record in which they are to be answered."""
-    received = _records(message, ARRAYS)
     trains: Sequence[str] = _config(message).get(TRAINS, list(received))  # type: ignore[assignment]
     return {key: list(received[key]) for key in trains}
 

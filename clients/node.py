@@ -72,7 +72,12 @@ def _own_size(adapter: AdapterSettings, node_config: Mapping[str, object]) -> Ad
 
 @lru_cache(maxsize=128)  # one process serves many nodes and rounds
 def _data(source: str, index: int, count: int, settings: Settings) -> Task:
-    whole = load_task(source)
+    whole = _whole(source, settings)
     parts = settings.partition
     share = node_share(whole, index, count, partitioner=parts.kind, alpha=parts.alpha, seed=settings.seed)
     return subset(share, settings.train.max_train_examples, settings.train.max_test_examples, settings.seed)
+
+
+@lru_cache(maxsize=16)  # read once for all nodes of a run that have a share of it
+def _whole(source: str, settings: Settings) -> Task:  # noqa: ARG001
+    return load_task(source)

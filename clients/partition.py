@@ -7,11 +7,16 @@ import random
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from clients.examples import Classified, Example, Task
 from fedkron.errors import ConfigError, TaskError
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 PARTITIONERS = ("iid", "dirichlet")
 """Ways to share one task among nodes: at random, or with label proportions drawn from Dirichlet(alpha)."""
@@ -60,18 +65,23 @@ def node_share(task: Task, index: int, count: int, *, partitioner: str, alpha: f
 
 
 def _iid(task: Task, index: int, count: int, seed: int) -> list[int]:
+    return list(_iid_partitioner(len(task.train), count, seed).load_partition(index)["row"])
+
+
+@lru_cache(maxsize=16)  # made once for all nodes that one process serves
+def _iid_partitioner(examples: int, count: int, seed: int) -> Partitioner:
     from datasets import Dataset
     from flwr_datasets.partitioner import IidPartitioner
 
     # The partitioner cuts its shares out in one piece, which is iid only where the order is random.
-    order = np.random.default_rng(seed).permutation(len(task.train))
+    order = np.random.default_rng(seed).permutation(examples)
     partitioner = IidPartitioner(num_partitions=count)
     partitioner.dataset = Dataset.from_dict({"row": order})
-    return list(partitioner.load_partition(index)["row"])
+    return partitioner
 
 
 def _dirichlet(task: Task, index: int, count: int, alpha: float, seed: int) -> list[int]:
-    labels = [example.label for example in task.train if isinstance(example, Classified)]
+    labels = tuple(example.label for example in task.train if isinstance(example, Classified))
     if not labels:
         raise ConfigError(
             f"Task {task.name} is multiple choice: it has no labels for the partitioner 'dirichlet'. "
@@ -79,25 +89,31 @@ def _dirichlet(task: Task, index: int, count: int, alpha: float, seed: int) -> l
         )
     if not 0 < alpha < math.inf:
         raise ConfigError(f"alpha is {alpha}, but a Dirichlet distribution needs a finite number above 0.")
+    try:
+        partitioner = _dirichlet_partitioner(labels, count, float(alpha), seed)
+    except ValueError as error:
+        raise TaskError(
+            f"Task {task.name} ({len(labels)} training examples) could not be shared among {count} nodes "
+            f"with alpha {alpha}: some node was always left without an example. Raise alpha, use fewer "
+            "nodes, or the partitioner 'iid'."
+        ) from error
+    return list(partitioner.load_partition(index)["row"])
 
+
+@lru_cache(maxsize=16)  # it draws the shares of all nodes at once
+def _dirichlet_partitioner(labels: tuple[int, ...], count: int, alpha: float, seed: int) -> Partitioner:
     from datasets import Dataset
     from flwr_datasets.partitioner import DirichletPartitioner
 
     partitioner = DirichletPartitioner(
-        num_partitions=count, partition_by="label", alpha=float(alpha), min_partition_size=1, seed=seed
+        num_partitions=count, partition_by="label", alpha=alpha, min_partition_size=1, seed=seed
     )
     partitioner.dataset = Dataset.from_dict({"row": range(len(labels)), "label": labels})
     with warnings.catch_warnings():
         # It draws again, up to ten times, where a share came out empty, and warns each time.
         warnings.simplefilter("ignore")
-        try:
-            return list(partitioner.load_partition(index)["row"])
-        except ValueError as error:
-            raise TaskError(
-                f"Task {task.name} ({len(labels)} training examples) could not be shared among {count} nodes "
-                f"with alpha {alpha}: some node was always left without an example. Raise alpha, use fewer "
-                "nodes, or the partitioner 'iid'."
-            ) from error
+        partitioner.load_partition(0)
+    return partitioner
 
 
 def subset(task: Task, max_train: int, max_test: int, seed: int) -> Task:

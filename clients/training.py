@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from clients.batches import Batch, Tokenized, evaluation_batches, scores, training_batches
-from fedkron.base import TaskModel, text_features
+from clients.features import Features, fresh_features
+from fedkron.base import TaskModel
 from fedkron.errors import ConfigError, RunError
 from fedkron.settings import TrainSettings
 
@@ -95,15 +96,18 @@ def train(
 
 
 @torch.inference_mode()
-def evaluate(model: TaskModel, examples: Sequence[Tokenized], pad_id: int) -> Evaluation:
-    """Accuracy and loss of `model` on examples."""
+def evaluate(
+    model: TaskModel, examples: Sequence[Tokenized], pad_id: int, features: Features | None = None
+) -> Evaluation:
+    """Accuracy and loss of `model` on examples; `features` are those of its backbone, if they are kept."""
     device = next(model.parameters()).device
+    features = features or fresh_features(model.backbone)
     model.eval()
 
     def scored() -> Iterable[tuple[Tensor, Batch]]:
         for batch in evaluation_batches(examples, EVALUATION_BATCH, pad_id, device):
             with mixed_precision(device):
-                yield model(batch.input_ids, batch.attention_mask), batch
+                yield model.head(features(batch)), batch
 
     return _evaluation(scored())
 
@@ -118,18 +122,21 @@ def evaluate_head_only(
     pad_id: int,
     epochs: int,
     seed: int,
+    features: Features | None = None,
 ) -> Evaluation:
     """What the frozen base reaches with a trained head alone: the honest "before" of an adapter.
 
-    Give it as many epochs as the adapter gets. The base's features are computed only once.
+    Give it as many epochs as the adapter gets. The base's features are computed only once; `features` are
+    those of `backbone`, if they are kept.
     """
+    features = features or fresh_features(backbone)
     device = next(backbone.parameters()).device
     head = TaskModel(backbone, outputs).head.to(device)
     with torch.no_grad(), mixed_precision(device):
         train_set, test_set = (
             [
-                (text_features(backbone, b.input_ids, b.attention_mask).float(), b)
-                for b in evaluation_batches(part, settings.batch_size, pad_id, device)
+                (features(batch).float(), batch)
+                for batch in evaluation_batches(part, settings.batch_size, pad_id, device)
             ]
             for part in (train_examples, test_examples)
         )
@@ -139,13 +146,13 @@ def evaluate_head_only(
     order = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         for index in torch.randperm(len(train_set), generator=order).tolist():
-            features, batch = train_set[index]
-            loss = _loss(head(features), batch)
+            seen, batch = train_set[index]
+            loss = _loss(head(seen), batch)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
     with torch.inference_mode():
-        return _evaluation((head(features), batch) for features, batch in test_set)
+        return _evaluation((head(seen), batch) for seen, batch in test_set)
 
 
 def _evaluation(scored: Iterable[tuple[Tensor, Batch]]) -> Evaluation:

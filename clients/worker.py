@@ -3,26 +3,43 @@
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from functools import lru_cache
+from logging import INFO
 from typing import Any
 
+from flwr.common import log
 from torch import nn
 
+from clients.batches import Tokenized, tokenize
+from clients.examples import Example
 from clients.training import choose_device
-from fedkron.adapters import attach
+from fedkron.adapters import adapter_layout, attach
 from fedkron.base import Base, TaskModel, load_base
+from fedkron.layout import AdapterLayout
 from fedkron.settings import AdapterSettings
 
+BASE_LOADED = "loaded the base"
+"""In Flower's log, once for each process that serves nodes."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Worker:
-    """A base with and without adapter (the frozen weights are shared), and what goes with it."""
+    """A base with and without adapter (the frozen weights are shared), and what goes with it.
+
+    `layout` is the adapter's, without a head.
+    """
 
     bare: nn.Module
     adapted: nn.Module
     tokenizer: Any
-    fingerprint: str
+    layout: AdapterLayout
+
+    @property
+    def fingerprint(self) -> str:
+        """The base's."""
+        return self.layout.base
 
     @property
     def hidden_size(self) -> int:
@@ -47,12 +64,19 @@ def load_worker(base: str, adapter: AdapterSettings, device: str, truncation_sid
     # A copy of the module tree only: the weights are frozen, so both can use the same tensors.
     shared = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
     adapted = attach(copy.deepcopy(bare, shared), adapter.spec())
-    return Worker(bare, adapted, loaded.tokenizer, loaded.fingerprint)
+    return Worker(bare, adapted, loaded.tokenizer, adapter_layout(adapted, loaded.fingerprint))
+
+
+@lru_cache(maxsize=16)  # a test split is often that of many nodes
+def tokenized(worker: Worker, examples: tuple[Example, ...], max_length: int) -> tuple[Tokenized, ...]:
+    """Token ids of examples by the worker's tokenizer: see `clients.batches.tokenize`."""
+    return tuple(tokenize(examples, worker.tokenizer, max_length))
 
 
 @lru_cache(maxsize=1)
 def _loaded_base(base: str, device: str, truncation_side: str) -> Base:
     loaded = load_base(base)
+    log(INFO, "%s %s by process %d", BASE_LOADED, base, os.getpid())
     loaded.tokenizer.truncation_side = truncation_side
     loaded.backbone.to(choose_device(device))
     return loaded

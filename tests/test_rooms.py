@@ -171,10 +171,10 @@ def test_adapters_reach_neither_flower_nor_onnx() -> None:
     "room",
     ["fedkron.adapters", "fedkron.compression", "fedkron.aggregation", "fedkron.secure", "fedkron.ledger"],
 )
-def test_these_rooms_know_nothing_of_each_other_but_layout_kinds_and_errors(room: str) -> None:
+def test_these_rooms_know_nothing_of_each_other_but_layout_kinds_errors_and_cache(room: str) -> None:
     for name in modules_of(room):
         own = {other for other in imports(name) if within(other, "fedkron") and not within(other, room)}
-        assert own <= {"fedkron.layout", "fedkron.kinds", "fedkron.errors"}, name
+        assert own <= {"fedkron.layout", "fedkron.kinds", "fedkron.errors", "fedkron.bounded_cache"}, name
 
 
 def test_a_server_or_a_device_loads_neither_torch_nor_transformers_nor_flower() -> None:

@@ -30,6 +30,7 @@ from fedkron.demo import DEMO_TASKS, resolve_task
 from fedkron.errors import ConfigError, RunError, TaskError
 from fedkron.exchange import load_snapshot, write_atomically
 from fedkron.follow import Follower
+from fedkron.ledger import Totals
 from fedkron.report import figures, show
 from fedkron.rundir import CHECKPOINT, FLOWER_LOG, OUTCOME, REPORT, SETTINGS, run_directory
 from fedkron.runlog import RunLog, read_run
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 
 FILE_POLL_SECONDS = 0.5
 STATUS_POLL_SECONDS = 15.0
-"""Asking Flower costs a process start, so the run folder is watched and Flower is asked seldom."""
+"""Asking Flower costs a process start, a second of CPU time: the run folder is watched, and Flower is asked
+when nothing has been written there for so long.
+"""
 
 SILENCE_SECONDS = 180.0
 """So long may a SuperLink fail to answer: a restart takes seconds, one by hand may take minutes."""
@@ -318,11 +321,14 @@ def _wait(connection: Connection, run_id: int, folder: Path, progress: Progress)
     from fedkron.flower.superlink import FINISHED
 
     asked = answered = time.monotonic()
-    follower = Follower(folder)
+    follower, seen = Follower(folder), Totals()
     try:
         while True:
             standing = follower.look()
             progress.update(standing)
+            if (sent := standing.bytes) != seen:  # messages come and go: Flower need not be asked
+                seen = sent
+                asked = answered = time.monotonic()
             if standing.outcome is not None or time.monotonic() - asked > STATUS_POLL_SECONDS:
                 asked = time.monotonic()
                 try:

@@ -93,8 +93,9 @@ def accept(blob: bytes, layout: AdapterLayout, opener: Opener | None = None) -> 
 
     The payload's bytes must not change before it is added.
     """
-    opener = opener or fastest()
     header, codec, bodies = checked_bodies(blob, layout)
+    # Only block-wise codecs have kernels: a run with another one does not wait for them to be compiled.
+    opener = opener or (fastest() if isinstance(codec, BlockwiseCodec) else decoded)
     addends = tuple(opener(codec, body) for body in bodies)
     ends = list(accumulate(addend.size for addend in addends))
     parts = tuple(map(slice, [0, *ends], ends))

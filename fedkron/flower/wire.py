@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
@@ -105,11 +106,13 @@ def unpack_broadcast(record: ConfigRecord) -> Broadcast:
     return Broadcast(Chain(digests, tuple(payloads)), layout, _field(record, ROUND, int), upload_codec)
 
 
+@lru_cache(maxsize=16)  # a run has one, or one per size, and it takes longer than to decode a payload
 def deflated(layout: AdapterLayout) -> bytes:
     """A layout as it travels."""
     return zlib.compress(layout.to_json().encode(), 9)
 
 
+@lru_cache(maxsize=16)
 def inflated(data: bytes) -> AdapterLayout:
     """Inverse of `deflated`. Raises `PayloadError` or `ContractError` for anything else."""
     inflater = zlib.decompressobj()

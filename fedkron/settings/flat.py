@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, TypeVar, get_type_hints
 
 from fedkron.errors import ConfigError
@@ -37,7 +38,7 @@ def typed(cls: type[T], config: Mapping[str, object]) -> T:
 
 
 def _nested(cls: type[T], config: Mapping[str, object], prefix: str) -> T:
-    hints = get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]  # a class is hashable
     values: dict[str, object] = {}
     for item in fields(cls):  # type: ignore[arg-type]
         key = prefix + item.name.replace("_", "-")
@@ -47,6 +48,11 @@ def _nested(cls: type[T], config: Mapping[str, object], prefix: str) -> T:
         elif key in config:
             values[item.name] = _converted(key, config[key], wanted)
     return cls(**values)
+
+
+@cache  # it takes most of the time that settings take, and they are read for every message
+def _hints(cls: type) -> dict[str, Any]:
+    return get_type_hints(cls)
 
 
 def _converted(key: str, value: object, wanted: type) -> object:
