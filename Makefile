@@ -66,8 +66,9 @@ web: $(WEB) ## Fetch what the browser page is made of
 docs: install ## Build the documentation as pages: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# A process per core, up to four; each has one thread, so that they do not get into each other's way.
 test: data web ## Run all tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 lint: install ## Check style, format and types
 	$(BIN)/ruff check .

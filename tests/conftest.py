@@ -7,6 +7,14 @@ import pytest
 from federation_cases import save_tiny_bert, write_choices, write_texts
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On several cores, one process runs all tests of a file: what they share is made once."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_keys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The tests sign, and trust, with keys of their own, not with those of whoever runs them."""
