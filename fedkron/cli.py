@@ -87,7 +87,7 @@ EXTRAS = {
     "transformers": "train",
     "flwr": "flower",
     "psutil": "flower",
-    "cryptography": "flower",
+    "cryptography": "exchange",
     "dp_accounting": "privacy",
     "datasets": "data",
     "flwr_datasets": "data",

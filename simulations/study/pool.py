@@ -7,20 +7,29 @@ import os
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
+from fedkron.commands.interruption import interruptible
 from simulations.study.journal import JobT, Journal, OutcomeT
 
 
 @contextmanager
 def processes(workers: int) -> Iterator[Executor]:
-    """Up to so many processes for `run_jobs`; on an error, jobs that have not begun are cancelled."""
+    """Up to so many processes for `run_jobs`; on an error, jobs that have not begun are cancelled.
+
+    A signal to end this process ends them all: it raises `KeyboardInterrupt`.
+    """
     # Inherited by the processes, and read when they load torch: waiting threads must not spin.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Not forked: a copy of a process that has loaded torch may hang.
     executor = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_prepare)
     try:
-        yield executor
+        with interruptible():
+            yield executor
+    except KeyboardInterrupt:
+        for worker in active_children():
+            worker.terminate()
+        raise
     finally:
         executor.shutdown(cancel_futures=True)
 

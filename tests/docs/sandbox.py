@@ -8,6 +8,8 @@ What a newcomer types is what is run. `fedkron …` is called in this process, a
   What these really do is tested elsewhere.
 - What runs until it is interrupted is started, awaited, and interrupted at the end of the page.
 - `127.0.0.1:PORT` and `--port PORT` are ports that are free, `superlink:8000` one at which something listens.
+- `s3://bucket` is on a server in this process. Adapters here have a base in a folder, so `fedkron publish` is
+  told what others know it by, with `--base`.
 - `fedkron run` sends the same messages through the same programs inside of this process, except on the pages
   `REAL_RUNS`.
 """
@@ -32,6 +34,7 @@ from pathlib import Path
 import pytest
 from blocks import ROOT
 from federation_cases import federate, grid_of
+from s3_cases import make_bucket, s3_server
 from shelf import ON_PAGE, STAND_INS, Shelf
 
 from fedkron.cli import main
@@ -42,16 +45,21 @@ from fedkron.runlog import RunLog, read_run
 from fedkron.settings import Settings, run_config
 
 REAL_RUNS = ("docs/tutorials/own-task.md",)
-SERVICES = {"fedkron serve": "Serving ", "fedkron meter": "listening on ", "python -m export.web": "Open "}
+SERVICES = {
+    "fedkron serve": "Serving ",
+    "fedkron meter": "listening on ",
+    "python -m export.web": "Open ",
+}
 """Commands that run until they are interrupted, and what they say when they are ready."""
 
+BUCKET = "bucket"
 SUPERLINK = "superlink:8000"
 """An address in the documentation at which something listens."""
 
 LEFT_OUT = (".git", ".venv", "node_modules", "runs", "bundles", "build", "dist", "__pycache__", ".*_cache")
 PATIENCE = 120
 _OUTPUT = re.compile(r"(?:-o|--output|--json|--plot|>)[ =]*$")
-_PROGRAM = re.compile(r"python (?:-m )?(?P<name>(?:simulations|benchmarks)[./]\w+)")
+_PROGRAM = re.compile(r"python (?:-m )?(?P<name>(?:simulations|benchmarks)[./][\w./]+)")
 _ADDRESS = re.compile(r"(127\.0\.0\.1:|--port )(\d{2,5})\b")
 _SHELL = re.compile(r"[|&;<>$`]")
 
@@ -67,6 +75,7 @@ class Sandbox:
     ports: dict[str, int] = field(default_factory=dict)
     setup: list[str] = field(default_factory=list)
     flower: Connection | None = None
+    bucket: str = ""
 
     def run(self, command: str) -> None:
         """Run one command; fails unless its exit code is 0."""
@@ -84,6 +93,8 @@ class Sandbox:
         elif service:
             self.stack.enter_context(self.serving(words, SERVICES[service]))
         elif words[0] == "fedkron" and not _SHELL.search(command):
+            if words[1] == "publish" and "--base" not in words:
+                words += ["--base", "some/base"]
             with redirect_stdout(StringIO()) as output, redirect_stderr(output):
                 code = exit_code(words[1:])
             assert code == 0, f"{self.page}: {command}\n{output.getvalue()}"
@@ -162,6 +173,9 @@ class Sandbox:
 
     def provide(self, text: str) -> None:
         """Put there what a text names and nothing before it has made, unless the text makes it itself."""
+        if f"s3://{BUCKET}" in text and not self.bucket:
+            server = self.stack.enter_context(s3_server())
+            self.bucket = make_bucket(server, BUCKET, self.stack.enter_context(pytest.MonkeyPatch.context()))
         for name, make in STAND_INS.items():
             if (self.folder / name).exists():
                 continue

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from blocks import ROOT
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from federation_cases import (
     federate,
     grid_of,
@@ -28,8 +30,12 @@ from fedkron.adapters import AdapterSpec, adapter_layout, adapter_state, attach
 from fedkron.base import load_base, load_language_model
 from fedkron.cli import main
 from fedkron.exchange import AdapterFile, save_adapter
+from fedkron.registry.signature import publisher_key
 from fedkron.rundir import ADAPTER, LEDGER
 from fedkron.socketlog import Crossing, SocketLog
+from fedkron.sweep.grid import read_grid
+from fedkron.sweep.journal import Journal
+from fedkron.sweep.table import Tables
 from simulations.in_process import InProcessGrid
 
 CLUES = {
@@ -184,6 +190,16 @@ class Shelf:
     def device_adapter(self, path: Path) -> None:
         shutil.copy(self.exported / "adapters" / "clinic-7.safetensors", path)
 
+    def sweep_table(self, path: Path) -> None:
+        """That of a sweep of which nothing has run yet."""
+        grid = read_grid(ROOT / "simulations" / "sweep.toml", {}, lambda settings: settings)
+        Tables(grid.cells, grid.keys, Journal(path.parent)).write()
+
+    def publisher(self, path: Path) -> None:
+        """The public key of whoever publishes."""
+        key = publisher_key(None).public_key()
+        path.write_bytes(key.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+
     def empty_folder(self, path: Path) -> None:
         path.mkdir()
 
@@ -199,11 +215,17 @@ STAND_INS: dict[str, Maker] = {
     "data/clinic-b": Shelf.texts,
     "runs/RUN": Shelf.run,
     "runs/OTHER": Shelf.other_run,
+    "runs/A": Shelf.run,
+    "runs/B": Shelf.other_run,
+    "runs/C": Shelf.run,
+    "sweeps/sweep/cells.parquet": Shelf.sweep_table,
     "a.safetensors": Shelf.adapter,
     "b.safetensors": Shelf.adapter,
     "adapter.safetensors": Shelf.adapter,
     "clinic-7.safetensors": Shelf.device_adapter,
     "my-bundle": Shelf.bundle,
+    "bundle": Shelf.bundle,
+    "KEY": Shelf.publisher,
     "incoming": Shelf.empty_folder,
     "ledger.jsonl": Shelf.ledger,
     "node1.jsonl": Shelf.socket_log,

@@ -18,8 +18,15 @@ NOT_RUN = {
     '\'tasks="data/clinic-a,data/clinic-b" num-server-rounds=3 run-name="rehearsal"\'': "a minute",
     "fedkron federation --nodes 2 -c "
     "'tasks=\"data/clinic-a,data/clinic-b\" num-server-rounds=10'": "a minute",
+    "fedkron sweep simulations/sweep.toml": "half an hour; tests/sweep runs real ones",
+    "fedkron run -n 100 -c 'fraction-train=0.2 fraction-evaluate=0.2 num-server-rounds=20'": "minutes; "
+    "benchmarks/simulation_scale.py",
+    "fedkron run -n 1000 -c 'fraction-train=0.03 fraction-evaluate=0.03 train.max-train-examples=10 "
+    "train.max-test-examples=50'": "minutes; benchmarks/simulation_scale.py",
+    "tensorboard --logdir runs --port 6006": "not ours; tests/server/test_scalar_log.py reads what it reads",
+    "fedkron push runs/RUN USER/film --license Apache-2.0 --peft": "the Hub; tests/registry has one",
 }
-"""Commands that are not run, and why. tests/deploy does all of this on one machine."""
+"""Commands that are not run, and why. tests/deploy does on one machine what needs several."""
 
 EXCERPTS = {"docs/tutorials/existing-flower-app.md": "docs/tutorials/flower-app"}
 """Pages whose Python blocks are parts of files that their commands run."""

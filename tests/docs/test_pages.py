@@ -19,7 +19,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
 
 
 PARSERS = parsers()
-NO_COMMANDS = ("fedkron secure aggregation 1: ",)
+NO_COMMANDS = ("fedkron secure aggregation 1: ", "fedkron publication 1")
 """Code that begins as a command does."""
 
 
