@@ -75,7 +75,7 @@ TREC_FILM = Pair(
     ways={LOCAL: (*FEW, *MORE)},
     measured=(4, 5, 8),
     rates=RATES,
-    seeds=5,
+    seeds=3,
 )
 HELLASWAG = Pair(
     "hellaswag-arc_easy",
@@ -83,15 +83,15 @@ HELLASWAG = Pair(
         tasks=("hellaswag", "arc_easy"),
         clients=2,
         rounds=2,
-        train_texts=800,
-        test_texts=300,
+        train_texts=240,
+        test_texts=200,
         batch_size=8,
         max_length=64,
     ),
     ways={SHARED: FEW, LOCAL: (ONE_MACHINE, LORA_8, FEDERATED)},
     measured=(2, 4),
     rates=RATES,
-    seeds=3,
+    seeds=2,
 )
 ARC = replace(
     HELLASWAG,
