@@ -40,7 +40,7 @@ from clients.tasks import load_task
 from fedkron.adapters import attach_layout, load_adapter_state
 from fedkron.base import Base, load_base, text_features
 from fedkron.commands.export import Source, read_source
-from fedkron.commands.run import localized, read_settings
+from fedkron.commands.run_settings import localized, read_settings
 from fedkron.edge.bundle import write_bundle
 from fedkron.edge.manifest import UNMERGED
 from fedkron.edge.quantize import BASE_FORMS

@@ -20,7 +20,8 @@ from rich.console import Console
 
 from fedkron.commands.export import agreement_table, export_bundle
 from fedkron.commands.progress import progress_for
-from fedkron.commands.run import federate, localized, read_settings
+from fedkron.commands.run import federate
+from fedkron.commands.run_settings import localized, read_settings
 from fedkron.demo import prepare_demo
 from fedkron.edge.runtime import Bundle
 from fedkron.errors import FedKronError, RunError

@@ -9,15 +9,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 
 from fedkron.commands.interruption import interruptible
-from fedkron.commands.run import (
-    add_run_options,
-    asked_settings,
-    federate,
-    free_run_folder,
-    localized,
-    print_result,
-    progress_of,
-)
+from fedkron.commands.run import add_run_options, federate, free_run_folder, print_result, progress_of
+from fedkron.commands.run_settings import asked_settings, localized
 from fedkron.demo import resolve_task
 from fedkron.errors import ConfigError, RunError
 from fedkron.rundir import LOGS

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fedkron.commands.interruption import interruptible
 from fedkron.commands.progress import is_live
-from fedkron.commands.run import app_config, localized
+from fedkron.commands.run_settings import app_config, localized
 from fedkron.commands.sweep_progress import NoSweepProgress, SweepJson, SweepProgress, progress_on
 from fedkron.errors import ConfigError, RunError
 from fedkron.report import kilobytes

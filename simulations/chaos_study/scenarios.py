@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from fedkron.commands.run import resumed_settings
+from fedkron.commands.run_settings import resumed_settings
 from fedkron.deploy.local import EXEC, LINK
 from fedkron.errors import FedKronError, RunError
 from fedkron.runlog import RunLog, read_run

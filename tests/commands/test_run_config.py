@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedkron.cli import main
-from fedkron.commands.run import read_settings
+from fedkron.commands.run_settings import read_settings
 from fedkron.commands.runconfig import as_toml, flattened, read_run_config
 from fedkron.errors import ConfigError
 from fedkron.settings import Settings

@@ -9,7 +9,7 @@ from filelock import FileLock
 from sweep_cases import put
 
 from fedkron.cli import main
-from fedkron.commands.run import app_config, localized
+from fedkron.commands.run_settings import app_config, localized
 from fedkron.runlog import read_run
 from fedkron.sweep.grid import Cell, read_grid
 from fedkron.sweep.journal import COMPLETED, FAILED, LOCK, Journal

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedkron.commands.run import app_config, read_settings
+from fedkron.commands.run_settings import app_config, read_settings
 from fedkron.errors import ConfigError
 from fedkron.settings import Settings, run_config
 from fedkron.sweep.grid import expanded, read_grid
