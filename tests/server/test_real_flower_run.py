@@ -10,9 +10,11 @@ from pathlib import Path
 from uuid import uuid4
 
 import psutil
+from federation_cases import federate, grid_of, run_config_for
 
 from fedkron.audit import verify
 from fedkron.base import load_base
+from fedkron.commands.runconfig import as_toml
 from fedkron.exchange import load_adapter, load_head
 from fedkron.rundir import (
     ADAPTER,
@@ -99,21 +101,18 @@ def test_real_run_completes_and_leaves_its_folder_and_nothing_else(tmp_path: Pat
     assert left == []
 
 
-def test_real_run_is_gone_on_with_and_has_the_bytes_of_one_that_was_never_over(
+def test_real_run_is_gone_on_with_and_has_the_bytes_of_one_in_one_process_that_was_never_over(
     tmp_path: Path, tiny_bert: Path, tasks: Path
 ) -> None:
-    small = (
-        f'tasks="{tasks / "animals"},{tasks / "colours"}"',
-        f'base="{tiny_bert}"',
-        "adapter.d-a2=4",
-        'codec.upload="ecsq:0.7"',
-    )
-    (tmp_path / "whole").mkdir()
-    whole, _ = fedkron_run(
-        tmp_path, options=("-c", " ".join([*small, "num-server-rounds=2", f'output-dir="{tmp_path}/whole"']))
-    )
-    assert whole.returncode == 0, whole.stderr
-    assert fedkron_run(tmp_path, *small)[0].returncode == 0
+    given = [tasks / "animals", tasks / "colours"]
+    small = {"adapter.rank": 8, "adapter.d-a2": 4, "codec.upload": "ecsq:0.7", "num-server-rounds": 2}
+    config = run_config_for(tmp_path / "whole", tiny_bert, *given, changes=small)
+    whole = federate(config, grid_of(config, 2)).folder
+    settings = {key: value for key, value in config.items() if key not in ("output-dir", "run-name")}
+    (tmp_path / "config.toml").write_text(as_toml(settings | {"num-server-rounds": 1}))
+    place = f'output-dir="{tmp_path}" run-name="real"'
+    first, _ = fedkron_run(tmp_path, options=("-c", tmp_path / "config.toml", "-c", place))
+    assert first.returncode == 0, first.stderr
     again = fedkron_run(tmp_path, options=("--resume", tmp_path / "real"))[0]
     assert again.returncode == 1
     assert "has finished its 1 rounds: to go on, give it more" in again.stderr
@@ -122,12 +121,10 @@ def test_real_run_is_gone_on_with_and_has_the_bytes_of_one_that_was_never_over(
     )
     assert resumed.returncode == 0, resumed.stderr
     assert left == []
-    (other,) = (tmp_path / "whole").iterdir()
-    assert (
-        load_adapter(tmp_path / "real" / ADAPTER).state.keys() == load_adapter(other / ADAPTER).state.keys()
-    )
-    for name, values in load_adapter(tmp_path / "real" / ADAPTER).state.items():
-        assert values.tobytes() == load_adapter(other / ADAPTER).state[name].tobytes()
+    ours, theirs = (load_adapter(folder / ADAPTER).state for folder in (tmp_path / "real", whole))
+    assert ours.keys() == theirs.keys()
+    for name, values in ours.items():
+        assert values.tobytes() == theirs[name].tobytes()
     assert [entry.round for entry in read_run(tmp_path / "real").rounds] == [1, 2]
     assert verify(tmp_path / "real").rounds == 2
 

@@ -42,7 +42,7 @@ def test_a_sweep_that_is_interrupted_leaves_nothing_running_and_goes_on(
         [run]
         base = "{tiny_bert}"
         tasks = "{tasks / "animals"},{tasks / "colours"}"
-        num-server-rounds = 25
+        num-server-rounds = 8
         train.max-train-examples = 16
         adapter.d-a2 = 4
         adapter.rank = 2
@@ -73,7 +73,7 @@ def test_a_sweep_that_is_interrupted_leaves_nothing_running_and_goes_on(
     assert left_of(mark) == []
     cells = json.loads(done.stdout)["cells"]
     assert {cell["codec.upload"] for cell in cells} == {"int4", "ecsq"}
-    assert all((cell["status"], cell["rounds"]) == ("completed", 25) for cell in cells)
+    assert all((cell["status"], cell["rounds"]) == ("completed", 8) for cell in cells)
     gone_on_with = [cell for cell in cells if cell["attempts"] == 2]
     assert len(gone_on_with) >= 1
     told = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
@@ -85,7 +85,7 @@ def test_a_sweep_that_is_interrupted_leaves_nothing_running_and_goes_on(
     for cell in cells:
         log = read_run(folder / str(cell["run"]))
         own = [row for row in table if row["cell"] == cell["cell"]]
-        assert len(own) == 25 * 2
+        assert len(own) == 8 * 2
         for entry in log.rounds:
             rows = {row["task"]: row for row in own if row["round"] == entry.round}
             assert {task: row["accuracy"] for task, row in rows.items()} == {
