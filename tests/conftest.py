@@ -1,10 +1,16 @@
 """What the tests of clients, server and reports share: a tiny base on disk, written once."""
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from federation_cases import save_tiny_bert, write_choices, write_texts
+
+
+def pytest_configure() -> None:
+    """What a shell starts in the background ignores SIGINT, and so would all that the tests start."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
