@@ -8,14 +8,13 @@ scale such layers wrongly without a word.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import save
 
+from fedkron.atomic import replaced_folder
 from fedkron.errors import AdapterError
 from fedkron.exchange.conversion import lora_factors
 from fedkron.exchange.files import AdapterFile
@@ -92,19 +91,6 @@ def _check_replaceable(folder: Path) -> None:
 def _replace_folder(folder: Path, files: dict[str, bytes]) -> None:
     """Put a finished folder in the place of `folder`: nobody sees a part of it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-    try:
-        finished, former = workspace / "finished", workspace / "former"
-        finished.mkdir()
+    with replaced_folder(folder) as fresh:
         for name, content in files.items():
-            (finished / name).write_bytes(content)
-        if folder.exists():
-            folder.rename(former)
-        try:
-            finished.rename(folder)
-        except BaseException:
-            if former.exists():
-                former.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+            (fresh / name).write_bytes(content)

@@ -6,13 +6,12 @@ one step. What it came from is noted down beside it, so that no older release ta
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fedkron.atomic import write_atomically
+from fedkron.atomic import replaced_folder, write_atomically
 from fedkron.edge.bundle_adapters import add_device_adapter, check_can_add, file_stem, record_of
 from fedkron.edge.device_adapter import DeviceAdapter, check_fits, device_adapter, save_device_adapter
 from fedkron.edge.heads import head_file
@@ -50,22 +49,9 @@ def pull_to_folder(order: Order, folder: Path) -> Path:
     """
     _check_replaceable(order, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(dir=folder.resolve().parent, prefix=f".{folder.name}."))
-    try:
-        fresh, former = workspace / "fresh", workspace / "former"
-        fresh.mkdir()
+    with replaced_folder(folder) as fresh:
         fetch(order.found, order.signed.publication.files, fresh)
         (fresh / MANIFEST).write_bytes(order.signed.content)
-        if folder.exists():
-            folder.rename(former)
-        try:
-            fresh.rename(folder)
-        except BaseException:
-            if former.exists():
-                former.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
     return folder
 
 

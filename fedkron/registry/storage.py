@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
-from uuid import uuid4
 
-from fedkron.atomic import write_atomically
+from fedkron.atomic import create_atomically, write_atomically
 from fedkron.errors import ExchangeError, FedKronError
 
 _LOCAL = {"file", "local"}
@@ -152,18 +150,9 @@ def open_storage(url: str) -> Storage:
 
 
 def _link(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        # Unlike renaming, this fails where there is one already.
-        path.hardlink_to(temporary)
+        create_atomically(path, content)
     except OSError as error:
         if error.errno in _NO_LINKS:
             raise CannotCreate from error
         raise
-    finally:
-        temporary.unlink(missing_ok=True)
