@@ -97,7 +97,9 @@ def evaluate(message: Message, context: Context) -> Message:
     terms = _terms(message)
     features = kept_features(model.backbone, identity_of(layout.contract, *received.values(), *terms))
     with folded(model.backbone, terms):
-        result = training.evaluate(model, examples, worker.pad_id, features)
+        result = training.evaluate(
+            model, examples, worker.pad_id, features, precision=settings.train.precision
+        )
     metrics = MetricRecord(
         {
             "accuracy": result.accuracy,

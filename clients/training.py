@@ -13,7 +13,7 @@ from clients.batches import Batch, Tokenized, evaluation_batches, scores, traini
 from clients.features import Features, fresh_features
 from fedkron.base import TaskModel
 from fedkron.errors import ConfigError, RunError
-from fedkron.settings import TrainSettings
+from fedkron.settings import AUTO, BFLOAT16, FLOAT32, TrainSettings
 
 EVALUATION_BATCH = 64
 
@@ -34,9 +34,15 @@ def choose_device(setting: str) -> torch.device:
     return torch.device("cuda" if use_cuda else "cpu")
 
 
-def mixed_precision(device: torch.device) -> AbstractContextManager[object]:
-    """bf16 autocast on a GPU that has it, else fp16 there; full precision on a CPU."""
-    return torch.autocast(device.type, dtype=_half(device), enabled=device.type == "cuda")
+def mixed_precision(device: torch.device, precision: str = AUTO) -> AbstractContextManager[object]:
+    """The arithmetic that `train.precision` asks for.
+
+    `auto` is bf16 autocast on a GPU that has it, else fp16 there, and full precision on a CPU; `float32` is
+    full precision anywhere; `bfloat16` is bf16 autocast anywhere. Factors and optimizer stay in float32.
+    Raises `ConfigError` when bf16 is asked for and the GPU does not have it.
+    """
+    dtype = _autocast_dtype(device, precision)
+    return torch.autocast(device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def train(
@@ -66,9 +72,8 @@ def train(
         ],
         weight_decay=settings.weight_decay,
     )
-    scaler = torch.amp.GradScaler(
-        device.type, enabled=_half(device) == torch.float16 and device.type == "cuda"
-    )
+    needs_scaling = _autocast_dtype(device, settings.precision) == torch.float16
+    scaler = torch.amp.GradScaler(device.type, enabled=needs_scaling)
     received = [factor.detach().clone() for factor in factors]
     torch.manual_seed(seed)
     model.train()
@@ -76,7 +81,7 @@ def train(
     for epoch in range(settings.epochs):
         total = 0.0
         for batch in training_batches(examples, settings.batch_size, pad_id, seed + epoch, device):
-            with mixed_precision(device):
+            with mixed_precision(device, settings.precision):
                 loss = _loss(model(batch.input_ids, batch.attention_mask), batch)
             optimizer.zero_grad(set_to_none=True)
             drift = _squared_distance(factors, received) if proximal_mu else 0.0
@@ -97,16 +102,24 @@ def train(
 
 @torch.inference_mode()
 def evaluate(
-    model: TaskModel, examples: Sequence[Tokenized], pad_id: int, features: Features | None = None
+    model: TaskModel,
+    examples: Sequence[Tokenized],
+    pad_id: int,
+    features: Features | None = None,
+    *,
+    precision: str = AUTO,
 ) -> Evaluation:
-    """Accuracy and loss of `model` on examples; `features` are those of its backbone, if they are kept."""
+    """Accuracy and loss of `model` on examples; `features` are those of its backbone, if they are kept.
+
+    `precision` is as in `mixed_precision`.
+    """
     device = next(model.parameters()).device
     features = features or fresh_features(model.backbone)
     model.eval()
 
     def scored() -> Iterable[tuple[Tensor, Batch]]:
         for batch in evaluation_batches(examples, EVALUATION_BATCH, pad_id, device):
-            with mixed_precision(device):
+            with mixed_precision(device, precision):
                 yield model.head(features(batch)), batch
 
     return _evaluation(scored())
@@ -132,7 +145,7 @@ def evaluate_head_only(
     features = features or fresh_features(backbone)
     device = next(backbone.parameters()).device
     head = TaskModel(backbone, outputs).head.to(device)
-    with torch.no_grad(), mixed_precision(device):
+    with torch.no_grad(), mixed_precision(device, settings.precision):
         train_set, test_set = (
             [
                 (features(batch).float(), batch)
@@ -174,6 +187,14 @@ def _squared_distance(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> Te
     return torch.stack([(a - b).square().sum() for a, b in zip(tensors, others, strict=True)]).sum()
 
 
-def _half(device: torch.device) -> torch.dtype:
-    has_bfloat16 = device.type != "cuda" or torch.cuda.is_bf16_supported()
-    return torch.bfloat16 if has_bfloat16 else torch.float16
+def _autocast_dtype(device: torch.device, precision: str) -> torch.dtype | None:
+    """What matrix products are computed in; nothing where they stay as they are."""
+    if precision == FLOAT32 or (precision == AUTO and device.type != "cuda"):
+        return None
+    if device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    if precision == BFLOAT16:
+        raise ConfigError(
+            "run-config key 'train.precision' is 'bfloat16', which this GPU does not have: use 'auto'"
+        )
+    return torch.float16

@@ -3,12 +3,15 @@
 from fedkron.settings.flat import run_config
 from fedkron.settings.schema import (
     ADAPTIVE_CLIPPING,
+    AUTO,
+    BFLOAT16,
     CENTRAL_PRIVACY,
     CLIPPINGS,
     CLUSTERS,
     DEVICES,
     EQUAL_SIZES,
     FIXED_CLIPPING,
+    FLOAT32,
     GROUPS,
     HEADS,
     LOCAL_PRIVACY,
@@ -37,12 +40,15 @@ from fedkron.settings.schema import (
 
 __all__ = [
     "ADAPTIVE_CLIPPING",
+    "AUTO",
+    "BFLOAT16",
     "CENTRAL_PRIVACY",
     "CLIPPINGS",
     "CLUSTERS",
     "DEVICES",
     "EQUAL_SIZES",
     "FIXED_CLIPPING",
+    "FLOAT32",
     "GROUPS",
     "HEADS",
     "LOCAL_PRIVACY",

@@ -20,6 +20,7 @@ PARTITIONS = ("iid", "dirichlet")
 HEADS = ("local", "shared")
 TRUNCATION_SIDES = ("right", "left")
 DEVICES = ("auto", "cpu", "cuda")
+AUTO, FLOAT32, BFLOAT16 = PRECISIONS = ("auto", "float32", "bfloat16")
 EQUAL_SIZES, OWN_SIZES = SIZES = ("equal", "own")
 ONE_GROUP, TASK_GROUPS, CLUSTERS = GROUPS = ("one", "task", "cluster")
 NO_PRIVACY, CENTRAL_PRIVACY, LOCAL_PRIVACY = PRIVACIES = ("none", "central", "local")
@@ -81,6 +82,7 @@ class TrainSettings:
     weight_decay: float = 0.01
     max_length: int = 64
     truncation_side: str = "right"
+    precision: str = AUTO
     max_train_examples: int = 0
     max_test_examples: int = 0
 

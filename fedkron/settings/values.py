@@ -12,6 +12,7 @@ from fedkron.settings.schema import (
     GROUPS,
     HEADS,
     PARTITIONS,
+    PRECISIONS,
     PRIVACIES,
     SIZES,
     STRATEGIES,
@@ -37,6 +38,7 @@ def check_values(settings: Settings) -> None:
         ("privacy.clipping", settings.privacy.clipping, CLIPPINGS),
         ("partition.kind", partition.kind, PARTITIONS),
         ("train.truncation-side", train.truncation_side, TRUNCATION_SIDES),
+        ("train.precision", train.precision, PRECISIONS),
     ):
         if value not in allowed:
             raise ConfigError(f"run-config key {key!r} is {value!r}: it must be one of {', '.join(allowed)}")

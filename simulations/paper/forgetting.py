@@ -30,6 +30,7 @@ from rich.console import Console
 
 from fedkron.demo import prepare_demo
 from fedkron.errors import FedKronError
+from fedkron.settings import BFLOAT16
 from simulations.paper.forgetting_study.jobs import LOCAL, SHARED, Job, Outcome, Pair, describe, outcome_of
 from simulations.paper.forgetting_study.summary import Line, best_rate, summarize, way_names
 from simulations.paper.forgetting_study.tables import show, show_tuning
@@ -71,6 +72,7 @@ TREC_FILM = Pair(
         test_texts=300,
         batch_size=8,
         max_length=48,
+        precision=BFLOAT16,
     ),
     ways={LOCAL: (*FEW, *MORE)},
     measured=(4, 5, 8),
@@ -83,10 +85,11 @@ HELLASWAG = Pair(
         tasks=("hellaswag", "arc_easy"),
         clients=2,
         rounds=2,
-        train_texts=240,
+        train_texts=160,
         test_texts=200,
         batch_size=8,
         max_length=64,
+        precision=BFLOAT16,
     ),
     ways={SHARED: FEW, LOCAL: (ONE_MACHINE, LORA_8, FEDERATED)},
     measured=(2, 4),

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedkron.settings import AdapterSettings, Settings, TrainSettings
+from fedkron.settings import AUTO, AdapterSettings, Settings, TrainSettings
 
 
 @dataclass(frozen=True)
 class Workload:
     """A federation in which node i has task i mod len(tasks).
 
-    `train_texts` and `test_texts` are per node; each round is one epoch. `max_length` is in tokens.
+    `train_texts` and `test_texts` are per node; each round is one epoch. `max_length` is in tokens,
+    `precision` is `train.precision`.
     """
 
     tasks: tuple[str, ...]
@@ -23,6 +24,7 @@ class Workload:
     batch_size: int
     max_length: int
     base: str = "demo:all-minilm-l6-v2"
+    precision: str = AUTO
 
     def settings(
         self, sources: Sequence[str], *, kind: str, seed: int, learning_rate: float, folder: str
@@ -42,6 +44,7 @@ class Workload:
                 batch_size=self.batch_size,
                 learning_rate=learning_rate,
                 max_length=self.max_length,
+                precision=self.precision,
                 max_train_examples=self.train_texts,
                 max_test_examples=self.test_texts,
             ),

@@ -32,4 +32,4 @@ def worth(node: Node, state: State, adapter: AdapterSettings, settings: Settings
     load_adapter_state(model.backbone, factors)
     model.head.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
     texts = tokenize(node.task.test, worker.tokenizer, settings.train.max_length)
-    return training.evaluate(model, texts, worker.pad_id)
+    return training.evaluate(model, texts, worker.pad_id, precision=settings.train.precision)

@@ -40,7 +40,7 @@ def train_alone(job: Job) -> Outcome:
     texts, test = (tokenize(part, worker.tokenizer, limits.max_length) for part in (task.train, task.test))
     outputs = len(task.labels) or 1
     model = _new_model(worker, job.seed, outputs)
-    course = _Course(model, test, worker.pad_id, math.ceil(len(texts) / limits.batch_size))
+    course = _Course(model, test, worker.pad_id, limits, math.ceil(len(texts) / limits.batch_size))
     training.train(
         model, texts, replace(limits, epochs=job.workload.rounds), worker.pad_id, job.seed, each_step=course
     )
@@ -59,8 +59,10 @@ def train_alone(job: Job) -> Outcome:
 class _Course:
     """Takes down the loss of every step, and measures the model after each epoch."""
 
-    def __init__(self, model: TaskModel, test: list[Tokenized], pad_id: int, steps_per_epoch: int) -> None:
-        self._model, self._test, self._pad_id = model, test, pad_id
+    def __init__(
+        self, model: TaskModel, test: list[Tokenized], pad_id: int, train: TrainSettings, steps_per_epoch: int
+    ) -> None:
+        self._model, self._test, self._pad_id, self._precision = model, test, pad_id, train.precision
         self._steps_per_epoch = steps_per_epoch
         self.steps: list[float] = []
         self.epochs: list[training.Evaluation] = []
@@ -68,7 +70,8 @@ class _Course:
     def __call__(self, loss: float) -> None:
         self.steps.append(loss)
         if len(self.steps) % self._steps_per_epoch == 0:
-            self.epochs.append(training.evaluate(self._model, self._test, self._pad_id))
+            measured = training.evaluate(self._model, self._test, self._pad_id, precision=self._precision)
+            self.epochs.append(measured)
             self._model.train()
 
 

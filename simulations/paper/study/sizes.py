@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fedkron.settings import BFLOAT16
 from simulations.paper.study.adapters import (
     COMPARED,
     KRON_LORA,
@@ -41,7 +42,16 @@ ABOVE_CHANCE = ("piqa", "arc_easy")
 
 FULL: Mapping[str, Size] = {
     MINILM: Size(
-        Workload(tasks=(), clients=1, rounds=3, train_texts=160, test_texts=200, batch_size=8, max_length=48),
+        Workload(
+            tasks=(),
+            clients=1,
+            rounds=3,
+            train_texts=160,
+            test_texts=200,
+            batch_size=8,
+            max_length=48,
+            precision=BFLOAT16,
+        ),
         tasks=TASKS,
         cases=CASES,
         adapters=COMPARED,
@@ -51,7 +61,16 @@ FULL: Mapping[str, Size] = {
     ),
     # A step takes twenty times as long: the two tasks on which it is above chance.
     SMOLLM2: Size(
-        Workload(tasks=(), clients=1, rounds=2, train_texts=96, test_texts=150, batch_size=8, max_length=48),
+        Workload(
+            tasks=(),
+            clients=1,
+            rounds=2,
+            train_texts=96,
+            test_texts=150,
+            batch_size=8,
+            max_length=48,
+            precision=BFLOAT16,
+        ),
         tasks=ABOVE_CHANCE,
         cases=CASES[:1],
         adapters=(OURS, REFERENCE, SMALL_KRONA),
@@ -63,7 +82,16 @@ FULL: Mapping[str, Size] = {
 """By name of the base; any other has the size of MiniLM."""
 
 QUICK = Size(
-    Workload(tasks=(), clients=1, rounds=1, train_texts=8, test_texts=8, batch_size=4, max_length=32),
+    Workload(
+        tasks=(),
+        clients=1,
+        rounds=1,
+        train_texts=8,
+        test_texts=8,
+        batch_size=4,
+        max_length=32,
+        precision=BFLOAT16,
+    ),
     tasks=ABOVE_CHANCE,
     cases=CASES,
     adapters=(OURS, REFERENCE),
