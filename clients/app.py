@@ -134,7 +134,13 @@ class Setup(NamedTuple):
 
 def _setup(context: Context) -> Setup:
     settings, node = _node(context)
-    worker = load_worker(settings.base, node.adapter, settings.device, settings.train.truncation_side)
+    worker = load_worker(
+        settings.base,
+        node.adapter,
+        settings.device,
+        settings.train.truncation_side,
+        settings.base_dtype,
+    )
     return Setup(settings, node, worker)
 
 

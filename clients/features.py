@@ -42,7 +42,7 @@ def kept_features(backbone: nn.Module, identity: bytes) -> Features:
 
     def features(batch: Batch) -> Tensor:
         ids, mask = batch.input_ids, batch.attention_mask
-        place = f"{ids.device} {list(ids.shape)} {_arithmetic(ids.device.type)}".encode()
+        place = f"{ids.device} {list(ids.shape)} {_arithmetic(backbone, ids.device.type)}".encode()
         key = (identity, place, _digest(ids), _digest(mask))
         return _kept.get(key, lambda: _computed(backbone, ids, mask))
 
@@ -66,8 +66,9 @@ def _computed(backbone: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
         return text_features(backbone, ids, mask)
 
 
-def _arithmetic(device: str) -> str:
-    return str(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else "as it is"
+def _arithmetic(backbone: nn.Module, device: str) -> str:
+    held = next(backbone.parameters()).dtype
+    return f"{held} {torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else held}"
 
 
 def _digest(tensor: Tensor) -> bytes:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from logging import INFO
 from typing import Any
 
+import torch
 from flwr.common import log
 from torch import nn
 
@@ -18,7 +19,7 @@ from clients.training import choose_device
 from fedkron.adapters import adapter_layout, attach
 from fedkron.base import Base, TaskModel, load_base
 from fedkron.layout import AdapterLayout
-from fedkron.settings import AdapterSettings
+from fedkron.settings import FLOAT32, AdapterSettings
 
 BASE_LOADED = "loaded the base"
 """In Flower's log, once for each process that serves nodes."""
@@ -57,9 +58,15 @@ class Worker:
 
 
 @lru_cache(maxsize=8)  # nodes of several sizes may take turns in one process
-def load_worker(base: str, adapter: AdapterSettings, device: str, truncation_side: str) -> Worker:
-    """Load the base and attach the adapter; workers with other adapters share the base's weights."""
-    loaded = _loaded_base(base, device, truncation_side)
+def load_worker(
+    base: str, adapter: AdapterSettings, device: str, truncation_side: str, dtype: str = FLOAT32
+) -> Worker:
+    """Load the base and attach the adapter; workers with other adapters share the base's weights.
+
+    They are held in `dtype` (`base-dtype` of a run), and named by what they are in float32: nodes that hold
+    them in either can work together.
+    """
+    loaded = _loaded_base(base, device, truncation_side, dtype)
     bare = loaded.backbone
     # A copy of the module tree only: the weights are frozen, so both can use the same tensors.
     shared = {id(tensor): tensor for tensor in (*bare.parameters(), *bare.buffers())}
@@ -74,9 +81,9 @@ def tokenized(worker: Worker, examples: tuple[Example, ...], max_length: int) ->
 
 
 @lru_cache(maxsize=1)
-def _loaded_base(base: str, device: str, truncation_side: str) -> Base:
+def _loaded_base(base: str, device: str, truncation_side: str, dtype: str) -> Base:
     loaded = load_base(base)
     log(INFO, "%s %s by process %d", BASE_LOADED, base, os.getpid())
     loaded.tokenizer.truncation_side = truncation_side
-    loaded.backbone.to(choose_device(device))
+    loaded.backbone.to(choose_device(device), getattr(torch, dtype))
     return loaded

@@ -123,7 +123,11 @@ def fingerprint(backbone: nn.Module) -> str:
 
 
 def mean_pool(hidden: Tensor, attention_mask: Tensor) -> Tensor:
-    """Mean of the hidden states (batch, sequence, hidden) over the real tokens: (batch, hidden)."""
+    """Mean of the hidden states (batch, sequence, hidden) over the real tokens: (batch, hidden).
+
+    In float32, if they have fewer bits.
+    """
+    hidden = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
     mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
     return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
 

@@ -54,6 +54,7 @@ CHANGED: dict[str, object] = {
     "output-dir": "elsewhere",
     "run-name": "first",
     "device": "cpu",
+    "base-dtype": "bfloat16",
     "adapter.kind": "lora",
     "adapter.rank": 3,
     "adapter.alpha": 6.0,
@@ -133,6 +134,17 @@ def test_central_privacy_goes_with_all_that_the_server_does_afterwards(strategy:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
+        *(
+            (
+                {"base-dtype": "bfloat16", "aggregation": aggregation},
+                "'base-dtype' is 'bfloat16': it goes only with aggregation = 'factorwise', ",
+            )
+            for aggregation in ("stacked", "merged_exact")
+        ),
+        (
+            {"base-dtype": "bfloat16", "train.precision": "float32"},
+            "'base-dtype' is 'bfloat16': it goes only with train.precision = 'auto' or 'bfloat16'",
+        ),
         ({"adapter.sizes": "own"}, "'adapter.sizes' is 'own': it goes only with aggregation = 'merged'"),
         (
             {"adapter.sizes": "own", "aggregation": "merged", "groups.by": "task"},
@@ -247,6 +259,7 @@ def test_float_that_is_not_finite_is_refused(key: str, value: float) -> None:
         ("aggregation", "mean", "must be one of factorwise, merged"),
         ("head", "none", "must be one of local, shared"),
         ("device", "gpu", "must be one of auto, cpu, cuda"),
+        ("base-dtype", "float16", "must be one of float32, bfloat16"),
         ("adapter.kind", "kron", "must be one of kron_lora, lora"),
         ("codec.upload", "int5", "use one of fp32; fp16; int8, int8:channel, int8:stochastic; int4, "),
         ("codec.upload", "", "codec '' does not exist: use one of fp32; "),

@@ -6,8 +6,10 @@ from fedkron.aggregation.robust_rules import MEAN
 from fedkron.errors import ConfigError
 from fedkron.settings.schema import (
     ADAPTIVE_CLIPPING,
+    BFLOAT16,
     CENTRAL_PRIVACY,
     EQUAL_SIZES,
+    FLOAT32,
     LOCAL_PRIVACY,
     ONE_GROUP,
     OWN_SIZES,
@@ -24,7 +26,22 @@ def check_combination(settings: Settings) -> None:
     central, local = privacy.kind == CENTRAL_PRIVACY, privacy.kind == LOCAL_PRIVACY
     rule = settings.robust.rule
     robust = rule != MEAN
+    half = settings.base_dtype == BFLOAT16
     for key, value, excluded, others in (
+        # What weights in bf16 are multiplied with is rounded to bf16 as well.
+        (
+            "base-dtype",
+            BFLOAT16,
+            half and settings.train.precision == FLOAT32,
+            "train.precision = 'auto' or 'bfloat16'",
+        ),
+        # Terms are added to the base's weights, in which they would be rounded away.
+        (
+            "base-dtype",
+            BFLOAT16,
+            half and aggregation in ("stacked", "merged_exact"),
+            "aggregation = 'factorwise', 'alternating' or 'merged'",
+        ),
         ("adapter.sizes", OWN_SIZES, own_sizes and aggregation != "merged", "aggregation = 'merged'"),
         ("groups.by", groups, groups != ONE_GROUP and own_sizes, "adapter.sizes = 'equal'"),
         (

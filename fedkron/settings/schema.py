@@ -21,6 +21,7 @@ HEADS = ("local", "shared")
 TRUNCATION_SIDES = ("right", "left")
 DEVICES = ("auto", "cpu", "cuda")
 AUTO, FLOAT32, BFLOAT16 = PRECISIONS = ("auto", "float32", "bfloat16")
+DTYPES = (FLOAT32, BFLOAT16)
 EQUAL_SIZES, OWN_SIZES = SIZES = ("equal", "own")
 ONE_GROUP, TASK_GROUPS, CLUSTERS = GROUPS = ("one", "task", "cluster")
 NO_PRIVACY, CENTRAL_PRIVACY, LOCAL_PRIVACY = PRIVACIES = ("none", "central", "local")
@@ -174,6 +175,7 @@ class Settings:
     run_name: str = ""
     resume: bool = False
     device: str = "auto"
+    base_dtype: str = FLOAT32
     adapter: AdapterSettings = field(default_factory=AdapterSettings)
     codec: CodecSettings = field(default_factory=CodecSettings)
     train: TrainSettings = field(default_factory=TrainSettings)

@@ -9,6 +9,7 @@ from fedkron.kinds import ADAPTER_KINDS
 from fedkron.settings.schema import (
     CLIPPINGS,
     DEVICES,
+    DTYPES,
     GROUPS,
     HEADS,
     PARTITIONS,
@@ -29,6 +30,7 @@ def check_values(settings: Settings) -> None:
         ("aggregation", settings.aggregation, (*AGGREGATIONS, "alternating")),
         ("head", settings.head, HEADS),
         ("device", settings.device, DEVICES),
+        ("base-dtype", settings.base_dtype, DTYPES),
         ("adapter.kind", settings.adapter.kind, tuple(ADAPTER_KINDS)),
         ("adapter.sizes", settings.adapter.sizes, SIZES),
         ("groups.by", settings.groups.by, GROUPS),

@@ -173,8 +173,3 @@ def test_device_is_the_gpu_where_there_is_one_and_asking_for_a_missing_one_is_an
         assert training.choose_device("auto").type == "cpu"
         with pytest.raises(ConfigError, match="'device' is 'cuda', but this node has no CUDA GPU"):
             training.choose_device("cuda")
-
-
-def test_arithmetic_on_the_cpu_is_in_full_precision() -> None:
-    with training.mixed_precision(torch.device("cpu")):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
