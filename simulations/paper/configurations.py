@@ -39,7 +39,7 @@ FOLDER = Path(__file__).resolve().parent
 class Checked:
     """What a configuration makes of its model. `beyond` is what the paper trains and a run of ours does not.
 
-    `weights` is float32 bytes of the base; the other bytes are both ways, per client and round.
+    `weights` is bytes of the base as it is held; the other bytes are both ways, per client and round.
     """
 
     file: str
@@ -90,7 +90,8 @@ def check(file: Path, model: PaperModel) -> Checked:
     if settings.task_sources != tuple(HUB.values()):
         raise RunError(f"{file}: the tasks are not those of simulations/paper/tasks.py")
     backbone = model.backbone()
-    weights = 4 * sum(parameter.numel() for parameter in backbone.parameters())
+    size = getattr(torch, settings.base_dtype).itemsize
+    weights = size * sum(parameter.numel() for parameter in backbone.parameters())
     layout = adapter_layout(attach(backbone, settings.adapter.spec()), base="")
     adapter = settings.adapter
     claimed = next(
