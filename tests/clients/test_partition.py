@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+from datasets import Dataset
+from flwr_datasets.partitioner import IidPartitioner
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -87,6 +89,19 @@ def test_iid_shares_have_equal_sizes_and_the_labels_of_the_whole_even_where_the_
         counts = Counter(example.label for example in share.train)
         assert len(share.train) == 300
         assert all(70 <= counts[label] <= 130 for label in range(3))
+
+
+@few
+@given(examples=st.integers(1, 300), count=st.integers(1, 20), seed=seeds)
+def test_iid_shares_are_those_of_flower_s_partitioner(examples: int, count: int, seed: int) -> None:
+    assume(count <= examples)
+    task = multiple_choice(examples)
+    reference = IidPartitioner(num_partitions=count)
+    reference.dataset = Dataset.from_dict({"row": np.random.default_rng(seed).permutation(examples)})
+    for index in range(count):
+        rows = sorted(reference.load_partition(index)["row"])
+        share = node_share(task, index, count, partitioner="iid", alpha=1.0, seed=seed)
+        assert share.train == tuple(task.train[row] for row in rows)
 
 
 def test_dirichlet_shares_are_the_more_skewed_the_smaller_alpha() -> None:

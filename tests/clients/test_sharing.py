@@ -109,7 +109,7 @@ def test_shares_do_not_depend_on_who_asked_first(tasks: Path, kind: str) -> None
         return node_share(task, index, 4, partitioner=kind, alpha=0.5, seed=3)
 
     forwards = [share(index) for index in range(4)]
-    clients.partition._iid_partitioner.cache_clear()
+    clients.partition._iid.cache_clear()
     clients.partition._dirichlet_partitioner.cache_clear()
     assert [share(index) for index in reversed(range(4))][::-1] == forwards
 
