@@ -131,9 +131,11 @@ def _ended_run(folder: Path) -> RunLog:
 def _adapter_of(log: RunLog, group: str | None) -> Path:
     groups = log.groups
     if group is None:
-        if groups and not (log.folder / ADAPTER).is_file():
+        # What nodes have measured is what these can do, not what the adapter for all can.
+        if groups:
             raise ExchangeError(
-                f"{log.folder} has an adapter for each of {', '.join(groups)}: say which with --group"
+                f"{log.folder} has an adapter for each of {', '.join(groups)}: say which with --group, or "
+                f"give its {ADAPTER}, the one for all, which no node has measured"
             )
         return log.folder / ADAPTER
     if group not in groups:

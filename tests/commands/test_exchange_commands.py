@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command_cases import Capture, Command, Finished
+from federation_cases import federate, grid_of, run_config_for
 from huggingface_hub import ModelCard
 
 from fedkron.cli import main
@@ -18,7 +19,7 @@ from fedkron.edge.manifest import read_manifest, verify_files
 from fedkron.edge.runtime import Bundle
 from fedkron.exchange import load_adapter, load_head
 from fedkron.ledger import totals
-from fedkron.rundir import ADAPTER, HEAD, NODES, OUTCOME, ROUNDS, SETTINGS
+from fedkron.rundir import ADAPTER, HEAD, NODES, OUTCOME, ROUNDS, SETTINGS, group_directory
 from fedkron.runlog import read_run
 
 PUBLISH, LIST, VERIFY, PULL = map(Command, ("publish", "list", "verify", "pull"))
@@ -258,3 +259,31 @@ sys.exit(main(sys.argv[1:]))
     np.testing.assert_array_equal(answers(opened, "zoo"), answers(opened, "default"))
     again = Bundle.open(bundle, threads=1)
     np.testing.assert_array_equal(answers(again, "zoo"), answers(opened, "default"))
+
+
+def test_each_group_of_a_run_has_an_adapter_to_publish(
+    tmp_path: Path, tiny_bert: Path, tasks: Path, capsys: Capture
+) -> None:
+    sources, changes = (tasks / "animals", tasks / "quiz"), {"groups.by": "task"}
+    config = run_config_for(tmp_path / "runs", tiny_bert, *sources, changes=changes)
+    run, store = federate(config, grid_of(config, 2)).folder, tmp_path / "store"
+    assert "has an adapter for each of animals, quiz: say which with --group" in PUBLISH.error_of(
+        capsys, run, store, "--name", "zoo", *LICENCE
+    )
+    assert "has no group 'birds': it has animals, quiz" in PUBLISH.error_of(
+        capsys, run, store, "--name", "zoo", *LICENCE, "--group", "birds"
+    )
+    assert not store.exists()
+    last = read_run(run).rounds[-1]
+    for group in ("animals", "quiz"):
+        PUBLISH.output_of(capsys, run, store, "--name", group, *LICENCE, "--group", group)
+        PULL.output_of(capsys, store, group, "-o", tmp_path / group, "--trust-first-use")
+        pulled = load_adapter(tmp_path / group / ADAPTER).state
+        own = load_adapter(group_directory(run, group) / ADAPTER).state
+        mean = load_adapter(run / ADAPTER).state
+        assert all(np.array_equal(pulled[name], own[name]) for name in own)
+        assert any(not np.array_equal(pulled[name], mean[name]) for name in own)
+        checked = VERIFY.facts_of(capsys, store, group)
+        assert checked["tasks"] == [group]
+        found = {m["name"]: m["value"] for m in checked["metrics"]}  # type: ignore[attr-defined]
+        assert found["accuracy"] == last.tasks[group].accuracy

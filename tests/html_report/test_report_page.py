@@ -131,6 +131,26 @@ def test_light_and_dark_change_places_for_page_and_charts(browser: Browser, file
     shown.context.close()
 
 
+def test_a_dark_page_is_printed_light_and_without_buttons(browser: Browser, files: dict[str, Path]) -> None:
+    heard = Heard()
+    shown = opened(browser, files["one"], heard, color_scheme="dark")
+    charts = """[...document.querySelectorAll(".chart .main-svg:first-child")]
+                .map((svg) => getComputedStyle(svg).backgroundColor)"""
+    shown.evaluate(f"() => addEventListener('beforeprint', () => {{ window.printed = {charts} }})")
+    paper = shown.pdf(print_background=True)
+    assert paper.startswith(b"%PDF-")
+    assert len(paper) > 50_000
+    assert shown.evaluate("window.printed") == ["rgb(255, 255, 255)"] * 8
+    assert set(shown.evaluate(charts)) == {"rgb(22, 25, 31)"}  # on the screen it is dark again
+    shown.emulate_media(media="print", color_scheme="dark")
+    assert not shown.get_by_role("button").is_visible()
+    assert shown.evaluate("getComputedStyle(document.querySelector('figure')).backgroundColor") == (
+        "rgb(255, 255, 255)"
+    )
+    assert heard.said == []
+    shown.context.close()
+
+
 def test_each_run_of_a_comparison_is_drawn_when_it_is_opened(
     browser: Browser, files: dict[str, Path]
 ) -> None:
