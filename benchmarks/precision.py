@@ -66,8 +66,8 @@ class Size:
     """Texts per task and seed, and how long they are trained on."""
 
     tasks: tuple[str, ...] = ("demo:trec", "demo:film")
-    train: int = 480
-    test: int = 400
+    train: int = 240
+    test: int = 300
     epochs: int = 3
     seeds: int = 3
     max_length: int = 64
