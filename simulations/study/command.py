@@ -28,9 +28,9 @@ def study_parser(
         help="append each finished run; repeat none that is there",
     )
     parser.add_argument("--quick", action="store_true", help=quick)
-    parser.add_argument("--workers", type=_positive, default=2, help="processes (default 2), one core each")
-    parser.add_argument("--seeds", type=_positive, help=f"runs of each kind (default {seeds})")
-    parser.add_argument("--rounds", type=_positive, help=f"rounds per run (default {rounds})")
+    parser.add_argument("--workers", type=positive, default=2, help="processes (default 2), one core each")
+    parser.add_argument("--seeds", type=positive, help=f"runs of each kind (default {seeds})")
+    parser.add_argument("--rounds", type=positive, help=f"rounds per run (default {rounds})")
     return parser
 
 
@@ -53,7 +53,8 @@ def _picture(text: str) -> Path:
     return Path(text)
 
 
-def _positive(text: str) -> int:
+def positive(text: str) -> int:
+    """A number from 1, for argparse."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"it is {number}, it must be at least 1")

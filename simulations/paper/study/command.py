@@ -14,7 +14,7 @@ from simulations.paper.study.jobs import Outcome
 from simulations.paper.study.running import Plan, Result, finished, run
 from simulations.paper.study.sizes import FULL
 from simulations.paper.tasks import TASKS, add_data_option
-from simulations.study.command import study_parser
+from simulations.study.command import positive, study_parser
 from simulations.study.journal import Journal
 from simulations.study.pool import processes
 
@@ -25,6 +25,16 @@ def paper_parser(prog: str, description: str | None, *, quick: str) -> argparse.
     parser = study_parser(prog, description or "", quick=quick, seeds=size.seeds, rounds=size.workload.rounds)
     add_data_option(parser)
     parser.add_argument("--tasks", nargs="+", metavar="NAME", choices=TASKS, help=", ".join(TASKS))
+    parser.add_argument(
+        "--texts",
+        type=positive,
+        help=f"training questions of each task (default {size.workload.train_texts})",
+    )
+    parser.add_argument(
+        "--test-texts",
+        type=positive,
+        help=f"test questions of each task (default {size.workload.test_texts})",
+    )
     parser.add_argument(
         "--finished", type=Path, metavar="FILE", help="run nothing, show what a file of --resume has"
     )

@@ -116,7 +116,13 @@ def plan_for(
     adapters: Sequence[Adapter],
 ) -> Plan:
     """What is to be run: these cases with these adapters, on the tasks of the size that have a source."""
-    load = replace(size.workload, base=base, rounds=options.rounds or size.workload.rounds)
+    load = replace(
+        size.workload,
+        base=base,
+        rounds=options.rounds or size.workload.rounds,
+        train_texts=options.texts or size.workload.train_texts,
+        test_texts=options.test_texts or size.workload.test_texts,
+    )
     wanted = {name: source for name, source in sources.items() if name in (options.tasks or size.tasks)}
     return Plan(
         cases_of(load, wanted, cases, ABOVE_CHANCE),
