@@ -211,7 +211,7 @@ def test_a_study_goes_seed_by_seed_and_a_part_of_it_has_figures(
 @pytest.fixture
 def filled(tiny_bert: Path, data: Path, tmp_path: Path) -> list[str]:
     """The options of a quick study whose jobs are done already, in this process."""
-    options = argparse.Namespace(rounds=None, seeds=None, tasks=None)
+    options = argparse.Namespace(rounds=None, seeds=None, tasks=None, texts=None, test_texts=None)
     file = tmp_path / "journal.jsonl"
     with ThreadPoolExecutor(1) as executor:
         for cases, adapters in ((QUICK.cases, QUICK.adapters), ([CENTRALISED], ablation.GRID[:2])):
