@@ -39,7 +39,7 @@ from torch import nn
 from clients.tasks import load_task
 from fedkron.adapters import attach_layout, load_adapter_state
 from fedkron.base import Base, load_base, text_features
-from fedkron.commands.export import Source, read_source
+from fedkron.commands.export_source import Source, read_source
 from fedkron.commands.run_settings import localized, read_settings
 from fedkron.edge.bundle import write_bundle
 from fedkron.edge.manifest import UNMERGED

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fedkron.adapters import folded
 from fedkron.base import load_base
-from fedkron.commands.export import read_source
+from fedkron.commands.export_source import read_source
 from fedkron.edge.check import Agreement, check_against_torch
 from fedkron.edge.runtime import Bundle
 from fedkron.errors import FedKronError, TaskError

@@ -16,13 +16,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from fedkron.commands.export_source import read_source
 from fedkron.edge.slot_encoding import ENCODINGS
-from fedkron.errors import BundleError, ConfigError
-from fedkron.exchange import AdapterFile, HeadFile, folded_fingerprint, load_adapter, load_head, load_terms
-from fedkron.layout import State
-from fedkron.rundir import ADAPTER, HEAD, NODES, TERMS, folder_name, group_directory
-from fedkron.runlog import read_run
-from fedkron.settings import TrainSettings
+from fedkron.errors import ConfigError
+from fedkron.exchange import folded_fingerprint, load_adapter
 
 if TYPE_CHECKING:
     from fedkron.edge.check import Agreement
@@ -52,17 +49,6 @@ class Forms:
 
 
 DEFAULT_FORMS = Forms()
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported: an adapter, from which file, with heads, training settings and the base's terms."""
-
-    file: Path
-    adapter: AdapterFile
-    heads: Sequence[HeadFile]
-    trained: TrainSettings
-    terms: Sequence[State]
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -254,24 +240,6 @@ def export_language_model(
     return folder, check_language_model(folder, base, adapter, SAMPLE_TEXTS)
 
 
-def read_source(source: Path, group: str | None, head_files: Sequence[Path]) -> Source:
-    """What is exported: from a run folder, or an adapter file with its head files.
-
-    Raises `BundleError` when there is no head, or no adapter of this group, and what reading the files
-    raises.
-    """
-    is_run = source.is_dir()
-    file = _adapter_of_run(source, group) if is_run else source
-    adapter = load_adapter(file)
-    return Source(
-        file,
-        adapter,
-        [load_head(path) for path in head_files] or _heads_of_run(source, adapter, group),
-        read_run(source).settings.train if is_run else TrainSettings(),
-        load_terms(source / TERMS) if is_run and (source / TERMS).exists() else [],
-    )
-
-
 def sample_images() -> list[npt.NDArray[np.uint8]]:
     """Images of noise, for the comparison with torch."""
     rng = np.random.default_rng(0)
@@ -286,37 +254,3 @@ def agreement_table(agreements: Sequence[Agreement]) -> Table:
     for a in agreements:
         table.add_row(a.task, a.form, f"{a.difference:.1e}", f"{a.magnitude:.2f}", f"{a.same_answers:.0%}")
     return table
-
-
-def _adapter_of_run(run: Path, group: str | None) -> Path:
-    """Where a run's adapter is: that for all, or that of a group."""
-    if group is None:
-        return run / ADAPTER
-    if group not in (groups := read_run(run).groups):
-        raise BundleError(
-            f"{run} has no group {group!r} with an adapter: it has {', '.join(groups) or 'none'}"
-        )
-    return group_directory(run, group) / ADAPTER
-
-
-def _heads_of_run(source: Path, adapter: AdapterFile, group: str | None) -> Sequence[HeadFile]:
-    """The head of each task in the group: the shared one in the adapter, or that of the task's first node."""
-    from fedkron.edge.heads import shared_head
-
-    if adapter.layout.has_head and source.is_dir():
-        log = read_run(source)
-        tasks = sorted(log.rounds[-1].tasks) if log.rounds else []
-        return [shared_head(adapter, task, log.settings.shared_labels) for task in tasks]
-    files = sorted((source / NODES).glob(f"*/{HEAD}"))
-    if group is not None:
-        folders = set(map(folder_name, read_run(source).groups[group]))
-        files = [file for file in files if file.parent.name in folders]
-    first: dict[str, HeadFile] = {}
-    for head in map(load_head, files):
-        first.setdefault(head.task, head)
-    if not first:
-        raise BundleError(
-            f"no head found in {source / NODES}: heads stay with the nodes that trained them; "
-            "copy one here, or give it with --head FILE"
-        )
-    return list(first.values())

@@ -30,21 +30,11 @@ from rich.console import Console
 
 from fedkron.demo import prepare_demo
 from fedkron.errors import FedKronError
-from fedkron.settings import BFLOAT16
-from simulations.paper.forgetting_study.jobs import LOCAL, SHARED, Job, Outcome, Pair, describe, outcome_of
+from simulations.paper.forgetting_study.jobs import LOCAL, Job, Outcome, Pair, describe, outcome_of
+from simulations.paper.forgetting_study.pairs import FULL, HELLASWAG, QUICK
 from simulations.paper.forgetting_study.summary import Line, best_rate, summarize, way_names
 from simulations.paper.forgetting_study.tables import show, show_tuning
 from simulations.paper.forgetting_study.ways import (
-    ALTERNATING,
-    FEDERATED,
-    FEW,
-    KRON_LORA,
-    KRONA,
-    LORA,
-    LORA_8,
-    MERGED_TASKS,
-    MORE,
-    ONE_MACHINE,
     SEPARATE,
     SEQUENCE,
     Way,
@@ -55,64 +45,9 @@ from simulations.study.data import TEST, VALIDATION
 from simulations.study.journal import Journal
 from simulations.study.pool import processes
 from simulations.study.progress import run_missing
-from simulations.study.workload import Workload
 
 DEMO = "demo:"
 TUNING_SEED = 100
-KRON_RATES = (1e-3, 3e-3)
-RATES = {KRON_LORA: KRON_RATES, LORA: (3e-4, 1e-3), KRONA: (3e-4, 1e-3)}
-
-TREC_FILM = Pair(
-    "trec-film",
-    Workload(
-        tasks=("demo:trec", "demo:film"),
-        clients=2,
-        rounds=4,
-        train_texts=240,
-        test_texts=300,
-        batch_size=8,
-        max_length=48,
-        precision=BFLOAT16,
-    ),
-    ways={LOCAL: (*FEW, *MORE)},
-    measured=(4, 5, 8),
-    rates=RATES,
-    seeds=3,
-)
-HELLASWAG = Pair(
-    "hellaswag-arc_easy",
-    Workload(
-        tasks=("hellaswag", "arc_easy"),
-        clients=2,
-        rounds=2,
-        train_texts=160,
-        test_texts=200,
-        batch_size=8,
-        max_length=64,
-        precision=BFLOAT16,
-    ),
-    ways={SHARED: FEW, LOCAL: (ONE_MACHINE, LORA_8, FEDERATED)},
-    measured=(2, 4),
-    rates=RATES,
-    seeds=2,
-)
-ARC = replace(
-    HELLASWAG,
-    name="arc_challenge-arc_easy",
-    load=replace(HELLASWAG.load, tasks=("arc_challenge", "arc_easy")),
-)
-FULL = (TREC_FILM, HELLASWAG, ARC)
-
-QUICK = (
-    replace(
-        TREC_FILM,
-        load=replace(TREC_FILM.load, rounds=1, train_texts=16, test_texts=16),
-        ways={LOCAL: (ONE_MACHINE, FEDERATED, ALTERNATING, MERGED_TASKS)},
-        measured=(1, 2),
-        rates={KRON_LORA: (3e-3,)},
-        seeds=1,
-    ),
-)
 
 
 @dataclass(frozen=True)

@@ -27,9 +27,10 @@ from fedkron.base import TaskModel, load_base
 from fedkron.layout import State
 from fedkron.settings import Settings, run_config
 from simulations.paper import forgetting
-from simulations.paper.forgetting import FULL, QUICK, finished, tuning
+from simulations.paper.forgetting import finished, tuning
 from simulations.paper.forgetting_study.federation import run
 from simulations.paper.forgetting_study.jobs import LOCAL, SHARED, Job, Outcome, Pair, outcome_of
+from simulations.paper.forgetting_study.pairs import FULL, QUICK
 from simulations.paper.forgetting_study.plot import plot
 from simulations.paper.forgetting_study.summary import Figure, figure_of, summarize
 from simulations.paper.forgetting_study.tables import show
