@@ -20,8 +20,8 @@ from simulations.paper.forgetting_study.ways import (
 )
 from simulations.study.workload import Workload
 
-KRON_RATES = (3e-4, 1e-3, 3e-3)
-RATES = {KRON_LORA: KRON_RATES, LORA: (1e-4, 3e-4, 1e-3), KRONA: (1e-4, 3e-4, 1e-3)}
+KRON_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = {KRON_LORA: KRON_RATES, LORA: (3e-5, 1e-4, 3e-4, 1e-3), KRONA: (3e-5, 1e-4, 3e-4, 1e-3)}
 
 TREC_FILM = Pair(
     "trec-film",

@@ -56,7 +56,11 @@ FULL: Mapping[str, Size] = {
         cases=CASES,
         adapters=COMPARED,
         seeds=3,
-        rates={KRON_LORA: (3e-4, 1e-3, 3e-3), LORA: (1e-4, 3e-4, 1e-3), KRONA: (3e-4, 1e-3, 3e-3)},
+        rates={
+            KRON_LORA: (1e-4, 3e-4, 1e-3, 3e-3),
+            LORA: (3e-5, 1e-4, 3e-4, 1e-3),
+            KRONA: (1e-4, 3e-4, 1e-3, 3e-3),
+        },
         tuning_rounds=2,
     ),
     # A step takes twenty times as long: the two tasks on which it is above chance.
