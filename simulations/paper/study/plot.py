@@ -49,6 +49,6 @@ def plot_courses(found: Sequence[Course], file: Path) -> None:
         right.set_xlabel("epoch")
         right.set_ylabel("accuracy in %, mean over tasks")
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
-        right.legend(loc="lower right")
+        right.legend()
         for axes in (left, right):
             axes.grid(visible=True, alpha=0.2)
