@@ -20,8 +20,8 @@ from simulations.paper.forgetting_study.ways import (
 )
 from simulations.study.workload import Workload
 
-KRON_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-RATES = {KRON_LORA: KRON_RATES, LORA: (3e-5, 1e-4, 3e-4, 1e-3), KRONA: (3e-5, 1e-4, 3e-4, 1e-3)}
+LOW_RATES = (3e-5, 1e-4, 3e-4, 1e-3)
+RATES = {KRON_LORA: (1e-4, 3e-4, 1e-3, 3e-3), LORA: LOW_RATES, KRONA: LOW_RATES}
 
 TREC_FILM = Pair(
     "trec-film",
